@@ -1,0 +1,224 @@
+"""The configuration as frozen, typed values; every key is declared here once, with its meaning and its default.
+
+`config_document` reads the YAML and says where each mistake is; `config.example.yaml` shows every key, and a
+test holds the two together. Provider and plugin sections are validated by the kind's or plugin's own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+Seconds = Annotated[float, Field(gt=0)]
+Pattern = Annotated[str, Field(min_length=1)]
+Price = Annotated[Decimal, Field(ge=0)]
+KeptBodies = Literal["none", "requests", "responses", "all"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys refused. Plugin and provider configs derive from it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class TLSConfig(Section):
+    """Certificate files; read again when they change."""
+
+    certificate_file: str = Field(description="PEM file with the certificate and its chain.")
+    key_file: str = Field(description="PEM file with the private key.")
+
+
+class ServerConfig(Section):
+    """The side clients talk to."""
+
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on; other than loopback asks for a strong key."
+    )
+    port: int = Field(default=8080, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    workers: int = Field(default=1, ge=1, le=256, description="Processes that share the port, one event loop each.")
+    max_body_bytes: int = Field(default=33_554_432, ge=1, description="Largest request body; larger ones get 413.")
+    max_header_bytes: int = Field(default=16_384, ge=1024, le=1_048_576, description="Largest request head.")
+    head_seconds: Seconds = Field(default=10, description="How long a client may take to send a request's head.")
+    body_seconds: Seconds = Field(default=60, description="How long a client may take to send a request's body.")
+    write_seconds: Seconds = Field(default=120, description="How long a client may leave an answer unread.")
+    keep_alive_seconds: Seconds = Field(default=75, description="How long an idle client connection stays open.")
+    heartbeat_seconds: Seconds = Field(
+        default=15, description="Silence on a stream after which a comment keeps it alive."
+    )
+    drain_seconds: Seconds = Field(default=30, description="How long running requests may go on when a worker stops.")
+    tls: TLSConfig | None = Field(default=None, description="Serve HTTPS with these files; left out, plain HTTP.")
+
+
+class DatabaseConfig(Section):
+    """Where rows go."""
+
+    url: SecretStr = Field(
+        default=SecretStr("embedded"), description="`embedded`, or the URL of a PostgreSQL 15 to 18."
+    )
+    pool_size: int = Field(default=5, ge=2, le=100, description="Connections of each worker.")
+    connect_seconds: Seconds = Field(default=10, description="How long connecting may take.")
+    statement_seconds: Seconds = Field(default=30, description="How long one statement may run.")
+
+
+class JournalConfig(Section):
+    """The local write-ahead record of what was let in and how it ended."""
+
+    segment_bytes: int = Field(default=8_388_608, ge=65_536, description="Size at which a new journal file is begun.")
+    sync_seconds: Seconds = Field(default=1, description="Longest time a record waits to be forced to disk.")
+    batch_rows: int = Field(default=500, ge=1, le=10_000, description="Most records shipped to the database at once.")
+
+
+class AuditConfig(Section):
+    """What is kept of each exchange, and for how long."""
+
+    bodies: KeptBodies = Field(default="none", description="Which bodies are kept: none, requests, responses or all.")
+    max_body_bytes: int = Field(default=262_144, ge=0, description="A kept body is cut off here.")
+    retention_days: int = Field(default=90, ge=1, description="Days after which rows are deleted.")
+    bodies_retention_days: int = Field(default=30, ge=1, description="Days after which kept bodies are deleted.")
+
+
+class Timeouts(Section):
+    """The four timers of one attempt."""
+
+    connect_seconds: Seconds = Field(default=10, description="How long connecting to the provider may take.")
+    first_byte_seconds: Seconds = Field(default=300, description="How long the provider may take to begin its answer.")
+    idle_seconds: Seconds = Field(default=120, description="Longest silence inside an answer.")
+    total_seconds: Seconds | None = Field(
+        default=1800, description="Longest time for the whole attempt; null: no limit."
+    )
+
+
+class ProviderConfig(Section):
+    """What every provider section may hold; a provider kind adds its own keys by deriving from this."""
+
+    kind: str | None = Field(default=None, description="What the endpoint speaks; left out, the section's own name.")
+    base_url: str | None = Field(default=None, pattern=r"^https?://", description="Replaces the vendor's own address.")
+    api_key: SecretStr | None = Field(
+        default=None, description="The credential; best as a variable, `${OPENAI_API_KEY}`."
+    )
+    region: str | None = Field(
+        default=None, description="Where the endpoint computes, in the vendor's word or a wider one."
+    )
+    models: tuple[str, ...] = Field(
+        default=(), description="Models served: for /v1/models and names without a provider."
+    )
+    headers: Mapping[str, str] = Field(default_factory=dict, description="Headers added to every request.")
+    forward_headers: tuple[str, ...] = Field(default=(), description="Client headers that travel on to the provider.")
+    timeouts: Timeouts | None = Field(default=None, description="Timers for this provider; left out, the general ones.")
+
+
+class TargetConfig(Section):
+    """One target of an alias."""
+
+    model: Pattern = Field(description="Where requests go, as provider/model.")
+    weight: float = Field(default=1, ge=0, description="Share of the requests, against the other targets' weights.")
+
+
+def _target_of_name(value: object) -> object:
+    """`targets: [openai/gpt-4o-mini]` is the usual case, so it may be short."""
+    return {"model": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Section):
+    """An alias: what it stands for, and where to go when that fails."""
+
+    targets: tuple[
+        Annotated[TargetConfig, BeforeValidator(_target_of_name, json_schema_input_type=TargetConfig | str)], ...
+    ] = Field(min_length=1, description="What the alias stands for; more than one share the requests by weight.")
+    fallbacks: tuple[Pattern, ...] = Field(default=(), description="Models to try, in order, when the targets fail.")
+
+
+def _model_of_name(value: object) -> object:
+    """`fast: openai/gpt-4o-mini` is the usual case, so it may be short."""
+    return {"targets": [value]} if isinstance(value, str) else value
+
+
+class WorkspaceConfig(Section):
+    """A tenant: its keys, and what they may use."""
+
+    keys: tuple[SecretStr, ...] = Field(
+        default=(), description='Keys its clients present, best as variables: "${ACME_KEY}".'
+    )
+    models: tuple[Pattern, ...] = Field(default=("*",), description="Patterns of the models its keys may use.")
+    region: str | None = Field(default=None, description="Requests never leave this region; null: any will do.")
+    bodies: KeptBodies | None = Field(default=None, description="Replaces `audit.bodies` for this workspace.")
+
+
+class PriceConfig(Section):
+    """A price of your own for models that match: US dollars per million tokens, or nothing at all for `free`."""
+
+    match: Pattern = Field(description="Pattern over provider/model.")
+    input_usd_per_mtok: Price | None = Field(default=None, description="Input that no cache served.")
+    cache_read_usd_per_mtok: Price | None = Field(default=None, description="Input read from the provider's cache.")
+    cache_write_5m_usd_per_mtok: Price | None = Field(
+        default=None, description="Input written to its cache for 5 minutes."
+    )
+    cache_write_1h_usd_per_mtok: Price | None = Field(
+        default=None, description="Input written to its cache for an hour."
+    )
+    output_usd_per_mtok: Price | None = Field(default=None, description="Output.")
+    reasoning_usd_per_mtok: Price | None = Field(default=None, description="Output spent on reasoning.")
+    audio_input_usd_per_mtok: Price | None = Field(default=None, description="Audio sent.")
+    audio_output_usd_per_mtok: Price | None = Field(default=None, description="Audio received.")
+    free: bool = Field(default=False, description="These models cost nothing.")
+
+
+class LoggingConfig(Section):
+    """The gateway's own log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe events written."
+    )
+    format: Literal["text", "json"] = Field(default="text", description="`text` for people, `json` for machines.")
+
+
+def _listed(value: object) -> object:
+    """`plugins: [a, b]` names sections that need no settings."""
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return value
+    if len(set(value)) < len(value):
+        raise ValueError("must not name a section twice")
+    return dict.fromkeys(value)
+
+
+def _filled(value: object) -> object:
+    """A section with nothing in it stands for one with all its defaults."""
+    if not isinstance(value, dict):
+        return value
+    return {name: {} if section is None else section for name, section in value.items()}
+
+
+# What a section may hold is the kind's or the plugin's business, so its values stay `Any` here.
+RawSections = Annotated[Mapping[str, Mapping[str, Any]], BeforeValidator(_filled)]
+NamedModel = Annotated[ModelConfig, BeforeValidator(_model_of_name, json_schema_input_type=ModelConfig | str)]
+
+
+class Config(Section):
+    """The whole file. `providers` and `plugins` hold raw sections until their own models have validated them."""
+
+    server: ServerConfig = ServerConfig()
+    database: DatabaseConfig = DatabaseConfig()
+    journal: JournalConfig = JournalConfig()
+    audit: AuditConfig = AuditConfig()
+    timeouts: Timeouts = Timeouts()
+    providers: RawSections = Field(default_factory=dict, description="The endpoints requests can go to, by name.")
+    models: Mapping[str, NamedModel] = Field(default_factory=dict, description="Aliases clients may ask for.")
+    workspaces: Mapping[str, WorkspaceConfig] = Field(default_factory=dict, description="The tenants, by name.")
+    prices: tuple[PriceConfig, ...] = Field(
+        default=(), description="Prices of your own; the first that matches counts."
+    )
+    plugins: Annotated[RawSections, BeforeValidator(_listed)] = Field(
+        default_factory=dict, description="Only what stands here runs, in this order."
+    )
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: object) -> object:
+        """A section whose keys are all commented out is a section left out."""
+        if not isinstance(value, dict):
+            return value
+        return {name: section for name, section in value.items() if section is not None}

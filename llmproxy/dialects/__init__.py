@@ -1,0 +1,1 @@
+"""The formats clients speak, without I/O: documents and bytes in, documents and bytes out."""

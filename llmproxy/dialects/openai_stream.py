@@ -1,0 +1,154 @@
+"""What must be known of a stream that nobody inspects, learned without decoding most of its events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from llmproxy.dialects.openai_chat import reported_usage
+from llmproxy.dialects.openai_errors import stated_error
+from llmproxy.errors import UpstreamRefused
+from llmproxy.exchange import Document
+from llmproxy.sse import event_data
+
+# Keys whose value is not null. Inside a string the quotes would be escaped, so a match is a key, or a value as short.
+_MARKER: Final = re.compile(rb'"(?:error"|usage"(?!: ?null)|finish_reason"(?!: ?null))')
+_DONE: Final = b"[DONE]"
+# How every event that is not [DONE] ends.
+_OBJECT_END: Final = b"}\n\n"
+_CONTENT_MEMBERS: Final = (
+    "content",
+    "tool_calls",
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "refusal",
+    "audio",
+    "function_call",
+    "images",
+)
+
+
+class StreamFacts:
+    """Reads along with a stream of OpenAI events.
+
+    Args:
+        hide_usage: Leave out the extra event that only carries usage: the client did not ask for it.
+        choices: How many choices the answer will have.
+
+    Attributes:
+        usage: A document whose `usage` is what the provider told so far; None when it told nothing.
+        error: The error that ends the stream; it is not relayed, and nothing should be fed after it.
+        event_count: How many events have passed, comments and `[DONE]` aside.
+        saw_done: Whether `[DONE]` has passed.
+        has_content: Whether anything a user could notice has passed; from then on events are no longer decoded.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_finish_reasons",
+        "_hide_usage",
+        "error",
+        "event_count",
+        "has_content",
+        "saw_done",
+        "usage",
+    )
+
+    def __init__(self, *, hide_usage: bool, choices: int = 1) -> None:
+        self._hide_usage = hide_usage
+        self._choices = choices
+        self._finish_reasons: dict[int, str] = {}
+        self.usage: Document | None = None
+        self.error: UpstreamRefused | None = None
+        self.event_count = 0
+        self.saw_done = False
+        self.has_content = False
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Each choice's finish reason, in the order of the choices."""
+        return tuple(reason for _, reason in sorted(self._finish_reasons.items()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer has come to its end: `[DONE]`, or a finish reason for every choice."""
+        return self.saw_done or len(self._finish_reasons) >= self._choices
+
+    def feed(self, events: bytes) -> bytes:
+        """What to relay of these whole events: mostly, exactly these."""
+        if self.has_content and events[-3:] == _OBJECT_END and not _MARKER.search(events):
+            if events.find(b"\n") == len(events) - 2:
+                self.event_count += 1
+                return events
+            if events.find(_DONE) == -1:
+                self.event_count += events.startswith(b"data:") + events.count(b"\ndata:")
+                return events
+        return self._read(events)
+
+    def _read(self, events: bytes) -> bytes:
+        relayed = []
+        for piece in events.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n"):
+            event = piece.lstrip(b"\n")
+            is_hidden = self._learn_event(event + b"\n\n") if event else True
+            if self.error is not None:
+                break
+            if not is_hidden:
+                relayed.append(event + b"\n\n")
+        return b"".join(relayed)
+
+    def _learn_event(self, event: bytes) -> bool:
+        """Learn from an event; True when the client should not see it."""
+        data = event_data(event)
+        if data is None:
+            return False
+        if data.startswith(_DONE):
+            self.saw_done = True
+            return False
+        self.event_count += 1
+        document = _object(data)
+        self.error = stated_error(document)
+        if self.error is not None:
+            return False
+        choices = _objects(document.get("choices"))
+        for position, choice in enumerate(choices):
+            self._learn_choice(position, choice)
+        return self._learn_usage(document) and self._hide_usage and not choices
+
+    def _learn_usage(self, document: Document) -> bool:
+        usage = reported_usage(document)
+        if usage is None:
+            return False
+        self.usage = {"usage": {**(self.usage["usage"] if self.usage else {}), **usage}}
+        return True
+
+    def _learn_choice(self, position: int, choice: Document) -> None:
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason:
+            index = choice.get("index")
+            self._finish_reasons[index if isinstance(index, int) else position] = reason
+        if not self.has_content:
+            self.has_content = bool(reason) or _is_content(choice)
+
+
+def _is_content(choice: Document) -> bool:
+    delta = choice.get("delta")
+    if isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT_MEMBERS):
+        return True
+    return bool(choice.get("text"))
+
+
+def _object(data: bytes) -> Document:
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+# The value is whatever the provider sent.
+def _objects(value: Any) -> Sequence[Document]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

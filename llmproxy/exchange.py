@@ -1,0 +1,378 @@
+"""The exchange, one client request and all that follows from it, and the values it is filled with.
+
+No I/O and no HTTP library here: what these types hold can be made, compared and tested anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from llmproxy.errors import LLMProxyError
+from llmproxy.splice import REMOVED, splice
+
+T = TypeVar("T")
+
+# A decoded JSON object. Its values are whatever the client sent, so `Any` is the truth.
+Document = dict[str, Any]
+Headers = Sequence[tuple[str, str]]
+Provenance = Literal["measured", "estimated", "assumed"]
+
+
+class Operation(StrEnum):
+    """What is asked for, in the words of `gen_ai.operation.name`."""
+
+    CHAT = "chat"
+    TEXT_COMPLETION = "text_completion"
+    EMBEDDINGS = "embeddings"
+
+
+class Outcome(StrEnum):
+    """How an exchange ended."""
+
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    FAILED = "failed"
+    DISCONNECTED = "disconnected"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking: the virtual key and the workspace it belongs to.
+
+    `models` and `workspace_models` are shell-style patterns over model names; both must allow a model.
+    `feature` and `user`, when the key carries them, win over what the client claims.
+    """
+
+    workspace: str
+    key_id: str
+    key_name: str = ""
+    models: tuple[str, ...] = ("*",)
+    workspace_models: tuple[str, ...] = ("*",)
+    region: str | None = None
+    feature: str | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """Whom a row is for: the client's own words, from `x-llmproxy-*` headers, and its trace."""
+
+    feature: str | None = None
+    user: str | None = None
+    session: str | None = None
+    prompt_version: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place a request may go: a configured provider and the model's name there."""
+
+    provider: str
+    model: str
+    region: str | None = None
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The name clients see: `provider/model`."""
+        return f"{self.provider}/{self.model}"
+
+
+class Request:
+    """The client's request: its bytes as they came, the decoded document, and the edits made since.
+
+    `document` is read only; edit with `set` and `remove`, so that every member nobody touched keeps its bytes.
+    """
+
+    __slots__ = ("_body", "_document", "_edits", "operation")
+
+    def __init__(self, operation: Operation, body: bytes, document: Document) -> None:
+        self.operation = operation
+        self._body = body
+        self._document = document
+        self._edits: dict[str, Any] = {}
+
+    @property
+    def document(self) -> Document:
+        """The request as JSON, edits included."""
+        return self._document
+
+    @property
+    def model(self) -> str:
+        """The model name as it stands in the document."""
+        return str(self._document["model"])
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the client asked for server-sent events."""
+        return self._document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the body as the client sent it."""
+        return len(self._body)
+
+    @property
+    def is_edited(self) -> bool:
+        """Whether anything differs from what the client sent."""
+        return bool(self._edits)
+
+    def set(self, name: str, value: object) -> None:
+        """Replace or add a top-level member."""
+        self._edits[name] = value
+        self._document = {**self._document, name: value}
+
+    def remove(self, name: str) -> None:
+        """Take a top-level member out; absent is fine."""
+        if name in self._document:
+            self._edits[name] = REMOVED
+            self._document = {key: value for key, value in self._document.items() if key != name}
+
+    def copy(self) -> Request:
+        """The same request, edits included, to be edited on its own."""
+        twin = Request(self.operation, self._body, self._document)
+        twin._edits = dict(self._edits)
+        return twin
+
+    def encode(self) -> bytes:
+        """The body to send: the client's own bytes with only the edited members replaced."""
+        return splice(self._body, self._edits) if self._edits else self._body
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in disjoint classes that add up: no token is counted in two fields.
+
+    The sums carry the `gen_ai.usage` names; the fields under them are what is priced.
+    """
+
+    uncached_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_write_5m_input_tokens: int = 0
+    cache_write_1h_input_tokens: int = 0
+    audio_input_tokens: int = 0
+    text_output_tokens: int = 0
+    reasoning_output_tokens: int = 0
+    audio_output_tokens: int = 0
+    provenance: Provenance = "measured"
+
+    @property
+    def input_tokens(self) -> int:
+        """All tokens that went in, cached or not."""
+        return (
+            self.uncached_input_tokens
+            + self.cache_read_input_tokens
+            + self.cache_write_5m_input_tokens
+            + self.cache_write_1h_input_tokens
+            + self.audio_input_tokens
+        )
+
+    @property
+    def output_tokens(self) -> int:
+        """All tokens that came out, reasoning included."""
+        return self.text_output_tokens + self.reasoning_output_tokens + self.audio_output_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What something cost. `amount_usd` is None when no price is known, which is not the same as free."""
+
+    amount_usd: Decimal | None
+    provenance: Provenance
+    price_source: str | None = None
+
+
+class StreamProgress(Protocol):
+    """What a streamed answer has shown so far.
+
+    Attributes:
+        usage: A document whose `usage` is what the provider has told; None as long as it told nothing.
+        event_count: Events that have passed.
+        has_content: Whether anything a user could notice has passed.
+    """
+
+    usage: Document | None
+    event_count: int
+    has_content: bool
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Those that have passed, in the order of the choices."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at a target.
+
+    `request` is rebuilt from the client's original for every attempt and may be edited by `pre_attempt`.
+    `first_chunk_seconds` and `duration_seconds` count from the start of the attempt. `headers` are those of the
+    provider's response that clients may rely on. `dropped` names request parameters that the provider does not have.
+    `progress` is there for streamed answers.
+    """
+
+    number: int
+    target: Target
+    request: Request
+    started_at: datetime
+    started_monotonic: float
+    status: int | None = None
+    headers: Headers = ()
+    dropped: tuple[str, ...] = ()
+    upstream_request_id: str | None = None
+    progress: StreamProgress | None = None
+    error: LLMProxyError | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
+    finish_reasons: tuple[str, ...] = ()
+    first_chunk_seconds: float | None = None
+    duration_seconds: float | None = None
+
+
+class AnswerStream(Protocol):
+    """Server-sent events in the client's dialect, as bytes."""
+
+    async def read(self) -> bytes:
+        """The next bytes, in pieces of any size; b"" once, at the end. Raises an UpstreamError when cut."""
+
+    def close(self) -> None:
+        """Stop: nobody will read on. Cancels the upstream at once; harmless when already ended."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What the client gets: a whole `body`, or a `stream` of events; never both.
+
+    `headers` are the provider's (or the plugin's) own; core adds its `x-llmproxy-*` and framing.
+    `cache` is what `x-llmproxy-cache` says, None when no cache took part.
+    """
+
+    status: int = 200
+    headers: Headers = ()
+    body: bytes = b""
+    stream: AnswerStream | None = None
+    cache: Literal["hit", "miss", "bypass", "semantic", "coalesced"] | None = None
+
+
+class Chunk:
+    """One server-sent event of a streamed answer, as `on_stream_chunk` sees it.
+
+    Attributes:
+        raw: The event's bytes, blank line included; unchanged chunks travel on as exactly these.
+        document: The decoded `data`, None for comments, `[DONE]` and the last call.
+        last: True for the one call after the last event: flush what was held back.
+    """
+
+    __slots__ = ("document", "last", "raw")
+
+    def __init__(self, raw: bytes = b"", document: Document | None = None, *, last: bool = False) -> None:
+        self.raw = raw
+        self.document = document
+        self.last = last
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """`on_error`'s word that another attempt should be made, after a pause."""
+
+    after_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One line of the record that says why an exchange went the way it did."""
+
+    by: str
+    what: str
+    why: str
+
+
+class StateKey(Generic[T]):
+    """A typed key for a plugin's own data on an exchange: `exchange.state[KEY]` has the key's type."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"StateKey({self.name!r})"
+
+
+class State:
+    """Plugin side data, by StateKey."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: dict[StateKey[Any], Any] = {}  # a key's type is its value's, which dict cannot say
+
+    def __getitem__(self, key: StateKey[T]) -> T:
+        value: T = self._values[key]
+        return value
+
+    def __setitem__(self, key: StateKey[T], value: T) -> None:
+        self._values[key] = value
+
+    def __contains__(self, key: StateKey[Any]) -> bool:
+        return key in self._values
+
+    def get(self, key: StateKey[T], default: T | None = None) -> T | None:
+        """The value, or `default`."""
+        return self._values.get(key, default)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One client request and all that follows from it, filled from left to right, each field set once.
+
+    `principal`, then `attribution` and `request`, are unset until the walk has reached them: reading one too
+    early is an AttributeError, which is the point. Times in seconds count from `started_monotonic`.
+    `response_headers` are added to the answer's head as long as it has not been sent.
+    """
+
+    id: str
+    admitted_at: datetime
+    started_monotonic: float
+    operation: Operation
+    path: str
+    headers: Mapping[str, str]
+    client_address: str | None = None
+    principal: Principal = field(init=False)
+    attribution: Attribution = field(init=False)
+    request: Request = field(init=False)
+    candidates: tuple[Target, ...] = ()
+    targets: tuple[Target, ...] = ()
+    attempts: list[Attempt] = field(default_factory=list)
+    answer: Answer | None = None
+    first_chunk_seconds: float | None = None
+    duration_seconds: float | None = None
+    usage: Usage | None = None
+    cost: Cost | None = None
+    outcome: Outcome | None = None
+    error: LLMProxyError | None = None
+    decisions: list[Decision] = field(default_factory=list)
+    response_headers: list[tuple[str, str]] = field(default_factory=list)
+    state: State = field(default_factory=State)
+
+    @property
+    def target(self) -> Target | None:
+        """Where the last attempt went; None when none was made."""
+        return self.attempts[-1].target if self.attempts else None
+
+    def decide(self, by: str, what: str, why: str) -> None:
+        """Add a line to the decision record that `requests show` and `explain` print."""
+        self.decisions.append(Decision(by, what, why))

@@ -1,0 +1,28 @@
+"""Request ids: UUIDs of version 7, so that they sort by time and tell a lookup which day's partition to read."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from uuid import UUID
+
+from llmproxy.errors import BadRequest
+
+_VERSION_AND_VARIANT = (0x7 << 76) | (0x2 << 62)
+_RANDOM_BITS = ((0xFFF) << 64) | ((1 << 62) - 1)
+
+
+def new_id(now: datetime) -> str:
+    """A new id, as RFC 9562 §5.7 has it: 48 bits of milliseconds, then chance."""
+    milliseconds = int(now.timestamp() * 1000)
+    chance = int.from_bytes(os.urandom(10)) & _RANDOM_BITS
+    return str(UUID(int=(milliseconds << 80) | _VERSION_AND_VARIANT | chance))
+
+
+def time_of(request_id: str) -> datetime:
+    """When an id was made, to the millisecond. Raises BadRequest when it is no request id."""
+    try:
+        number = UUID(request_id).int
+        return datetime.fromtimestamp((number >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise BadRequest("That is not a request id; it looks like 0190b6f5-….") from error

@@ -1,0 +1,1 @@
+"""Plugins that come with llmproxy, each on the public hooks alone."""
