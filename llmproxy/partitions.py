@@ -1,0 +1,61 @@
+"""Day partitions: there before a row needs them, gone when their days are no longer kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import date, timedelta
+from typing import Final
+
+from llmproxy.config import AuditConfig
+from llmproxy.errors import StorageError
+from llmproxy.services import Clock, Database, Log
+
+DAYS_BACK: Final = 1
+DAYS_AHEAD: Final = 7
+MAINTENANCE_SECONDS: Final = 3600
+
+
+class Partitions:
+    """The partitions of the tables that are split by UTC day.
+
+    What the ledger holds is never dropped here: budgets and invoices outlive the audit.
+    """
+
+    def __init__(
+        self, database: Database, queries: Mapping[str, str], config: AuditConfig, clock: Clock, log: Log
+    ) -> None:
+        self._database = database
+        self._create = queries["create_partitions"]
+        self._drop = queries["drop_partitions"]
+        self._kept_days: Final = {
+            "requests": config.retention_days,
+            "attempts": config.retention_days,
+            "request_bodies": config.bodies_retention_days,
+        }
+        self._clock = clock
+        self._log = log
+        self._present: set[date] = set()
+
+    async def run(self) -> None:
+        """Maintain for ever, once an hour; a failure is logged and tried again."""
+        while True:
+            try:
+                await self.maintain()
+            except StorageError as error:
+                self._log.warning("partitions_not_maintained", error=error.message)
+            await self._clock.sleep(MAINTENANCE_SECONDS)
+
+    async def maintain(self) -> None:
+        """Make yesterday's to next week's partitions, drop those past their retention. Raises StorageError."""
+        today = self._clock.now().date()
+        first, last = today - timedelta(days=DAYS_BACK), today + timedelta(days=DAYS_AHEAD)
+        await self._database.fetch(self._create, first, last)
+        # Only these are remembered: an older one may be dropped at any time, also by another process.
+        self._present = {first + timedelta(days=n) for n in range(DAYS_BACK + DAYS_AHEAD + 1)}
+        for table, days in self._kept_days.items():
+            await self._database.fetch(self._drop, table, today - timedelta(days=days))
+
+    async def ensure(self, days: Iterable[date]) -> None:
+        """Make the partitions of the UTC days of a batch, if they may be missing. Raises StorageError."""
+        for day in sorted(set(days) - self._present):
+            await self._database.fetch(self._create, day, day)

@@ -1,0 +1,103 @@
+"""What a provider is: one configured endpoint of a vendor, and how to speak with it.
+
+A provider kind is a class; a section under `providers:` makes one instance of it. Ours register through the
+same `register_providers` hook as a stranger's. Translation is sans-io: documents and bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from llmproxy.config import ProviderConfig, Timeouts
+from llmproxy.dialects.openai_chat import usage_of
+from llmproxy.dialects.openai_errors import error_in, error_of
+from llmproxy.errors import UpstreamError
+from llmproxy.exchange import Document, Operation, Request, Target, Usage
+from llmproxy.services import Services, UpstreamRequest, UpstreamResponse
+
+
+class StreamDecoder(Protocol):
+    """Turns a vendor's stream into OpenAI server-sent events, piece by piece."""
+
+    def feed(self, data: bytes) -> Sequence[bytes]:
+        """Whole OpenAI events for the bytes so far. Raises an UpstreamError on an error event or garbage."""
+
+    def finish(self) -> Sequence[bytes]:
+        """The events that only the end brings. Raises UpstreamCut when the vendor's stream was not complete."""
+
+
+class Transport(Protocol):
+    """How a request reaches an upstream: core's HTTP engine, or a provider's own."""
+
+    async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
+        """Send, and return once the response's head is there. Raises an UpstreamError."""
+
+
+class Provider:
+    """One configured endpoint. The base class speaks the OpenAI format; vendors override what differs.
+
+    Class attributes:
+        kind: What `kind:` names in a provider section.
+        Config: The model of the section.
+        key_variables: Environment variables that usually hold the key, the first that is set wins.
+        price_provider: The vendor's id in the price data; None when nothing is known of its prices.
+        operations: What the endpoint can be asked for.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[ProviderConfig]] = ProviderConfig
+    key_variables: ClassVar[tuple[str, ...]] = ()
+    price_provider: ClassVar[str | None] = None
+    operations: ClassVar[frozenset[Operation]] = frozenset(Operation)
+
+    # None: core's HTTP engine sends what `prepare` made.
+    transport: Transport | None = None
+
+    def __init__(self, name: str, config: ProviderConfig, services: Services) -> None:
+        self.name = name
+        self.config = config
+        self.services = services
+
+    async def startup(self) -> None:
+        """Open what requests will need, such as a first access token."""
+
+    async def shutdown(self) -> None:
+        """Close what `startup` opened."""
+
+    def model_names(self) -> Sequence[str]:
+        """The models to list in `/v1/models`: what the section names, or what the kind knows of itself."""
+        return self.config.models
+
+    def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
+        """The HTTP request for one attempt: address, credentials, translated body.
+
+        `headers` are the client's; only those that may travel on are copied.
+        Raises BadRequest when the vendor cannot do what is asked, UpstreamError when credentials are missing.
+        """
+        raise NotImplementedError
+
+    def answer(self, request: Request, body: bytes, document: Document) -> bytes:
+        """The vendor's whole answer to `request` as an OpenAI body; `document` is `body` decoded.
+
+        Unchanged by default. Raises an UpstreamError when the answer holds an error, or is none.
+        """
+        if error := error_in(document, request.operation):
+            raise error
+        return body
+
+    def stream_decoder(self, request: Request) -> StreamDecoder | None:
+        """A decoder for the streamed answer to `request`; None when the vendor already sends OpenAI events."""
+        return None
+
+    def usage(self, document: Document) -> Usage | None:
+        """Usage from an OpenAI-format answer or its usage chunk, None when it holds none."""
+        return usage_of(document)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """The vendor's error response as an UpstreamError, classified once for failover."""
+        return error_of(status, headers, body)
+
+
+# A provider section is validated by the kind's own model, whose type only the kind knows.
+ProviderSections = Mapping[str, Mapping[str, Any]]

@@ -1,0 +1,124 @@
+"""OpenAI, and any server that speaks its format: the client's own bytes with the gateway's credentials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar, Final
+
+from pydantic import Field, SecretStr, field_validator
+
+from llmproxy.config import ProviderConfig
+from llmproxy.errors import BadRequest, Failure, UpstreamError
+from llmproxy.exchange import Operation, Request, Target
+from llmproxy.providers import Provider
+from llmproxy.providers.headers import RequestHeaders, checked_forwards, checked_headers, is_value
+from llmproxy.services import Services, UpstreamRequest
+
+PATHS: Final[Mapping[Operation, str]] = {
+    Operation.CHAT: "/chat/completions",
+    Operation.TEXT_COMPLETION: "/completions",
+    Operation.EMBEDDINGS: "/embeddings",
+}
+HEADER_WORD: Final = r"^[!-~]+$"
+_FORWARDED: Final = ("user-agent", "idempotency-key", "openai-beta")
+_ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
+
+
+class OpenAIConfig(ProviderConfig):
+    """A section for a server that speaks the OpenAI format."""
+
+    @field_validator("headers")
+    @classmethod
+    def _headers_can_be_sent(cls, headers: Mapping[str, str]) -> Mapping[str, str]:
+        return checked_headers(headers)
+
+    @field_validator("forward_headers")
+    @classmethod
+    def _forwards_are_harmless(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(checked_forwards(names))
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_one_line(cls, key: SecretStr | None) -> SecretStr | None:
+        """Keys read from files often end in a line break, which no key contains."""
+        stripped = key.get_secret_value().strip() if key else ""
+        if not is_value(stripped):
+            raise ValueError("the key has a line break in it")
+        return SecretStr(stripped) if stripped else None
+
+
+class OpenAIVendorConfig(OpenAIConfig):
+    """A section for OpenAI itself."""
+
+    organization: str | None = Field(default=None, pattern=HEADER_WORD)
+    project: str | None = Field(default=None, pattern=HEADER_WORD)
+
+
+class OpenAI(Provider):
+    """The OpenAI API. With another `base_url`, any server that speaks its format; a key is then optional.
+
+    Class attributes, in which `{key}` stands for a key of the section:
+        vendor_url: The vendor's own address.
+        vendor_headers: What the vendor wants beside the key; a header whose key is unset is left out.
+        needs_key: Whether the vendor's own address asks for a key.
+    """
+
+    kind: ClassVar[str] = "openai"
+    Config: ClassVar[type[ProviderConfig]] = OpenAIVendorConfig
+    key_variables: ClassVar[tuple[str, ...]] = ("OPENAI_API_KEY",)
+    price_provider: ClassVar[str | None] = "openai"
+    vendor_url: ClassVar[str] = "https://api.openai.com/v1"
+    vendor_headers: ClassVar[Mapping[str, str]] = {
+        "openai-organization": "{organization}",
+        "openai-project": "{project}",
+    }
+    needs_key: ClassVar[bool] = True
+
+    def __init__(self, name: str, config: ProviderConfig, services: Services) -> None:
+        super().__init__(name, config, services)
+        base = (config.base_url or _filled(self.vendor_url, config) or "").rstrip("/")
+        self._urls = {operation: base + path for operation, path in PATHS.items()}
+        fixed = (*_ALWAYS, *self._vendor_headers(), *self._authentication(), *config.headers.items())
+        self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
+        self._is_locked = self.needs_key and config.api_key is None and config.base_url is None
+
+    def authorization(self, key: str) -> tuple[str, str]:
+        """The header that carries the key."""
+        return ("authorization", f"Bearer {key}")
+
+    def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
+        """The client's body, byte for byte but for the edits made so far, with the gateway's key.
+
+        Raises BadRequest for an operation that the vendor does not have, UpstreamError when there is no key.
+        """
+        if self._is_locked:
+            raise self._no_key()
+        if request.operation not in self.operations:
+            raise BadRequest(f"The provider '{self.name}' does not offer {request.operation.value.replace('_', ' ')}.")
+        fields = self._headers.build(headers, is_stream=request.is_stream)
+        return UpstreamRequest("POST", self._urls[request.operation], fields, request.encode())
+
+    def _vendor_headers(self) -> Iterator[tuple[str, str]]:
+        for name, template in self.vendor_headers.items():
+            if value := _filled(template, self.config):
+                yield name, value
+
+    def _authentication(self) -> Sequence[tuple[str, str]]:
+        key = self.config.api_key
+        return (self.authorization(key.get_secret_value()),) if key else ()
+
+    def _no_key(self) -> UpstreamError:
+        variables = " or ".join((*self.key_variables[:1], f"providers.{self.name}.api_key"))
+        return UpstreamError(
+            f"The provider '{self.name}' has no api_key; set {variables}.",
+            failure=Failure.AUTH,
+            code="upstream_auth_error",
+        )
+
+
+def _filled(template: str, config: ProviderConfig) -> str | None:
+    """A template with the section's keys in it; None when one that it needs is unset."""
+    try:
+        return template.format_map({name: value for name, value in config if value is not None})
+    except KeyError:
+        return None

@@ -1,0 +1,183 @@
+"""What core hands to plugins and providers: a clock, a database, a log, an HTTP client. Handed in, never imported."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmproxy.errors import UpstreamError
+from llmproxy.exchange import Answer
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it still."""
+
+    def now(self) -> datetime:
+        """The wall clock, in UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards, from an arbitrary start."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class SystemClock:
+    """The machine's own time."""
+
+    def now(self) -> datetime:
+        """The wall clock, in UTC."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary start."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+# A row's columns are whatever the query names; asyncpg's Record and dict both fit.
+Row = Mapping[str, Any]
+
+
+class Connection(Protocol):
+    """One database connection inside a transaction."""
+
+    async def execute(self, query: str, *args: object) -> None:
+        """Run a statement and forget its rows. Raises StorageError."""
+
+    async def execute_many(self, query: str, rows: Sequence[Sequence[object]]) -> None:
+        """Run a statement once per row, in one round trip. Raises StorageError."""
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Row]:
+        """All rows of a query. Raises StorageError."""
+
+    async def fetch_row(self, query: str, *args: object) -> Row | None:
+        """The first row, None when there is none. Raises StorageError."""
+
+
+class Database(Connection, Protocol):
+    """A pool of connections; each of its own calls is a transaction of its own."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Connection]:
+        """Several statements, all or nothing. Raises StorageError."""
+
+    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> None:
+        """Call `on_notify(payload)` for each NOTIFY on the channel, for as long as the pool is open.
+
+        `on_gap` is called when notifications may have been missed (the connection was lost and is back) and
+        once when listening starts, so what was cached must be read again.
+        """
+
+
+class Log(Protocol):
+    """A structured log: an event name and its fields."""
+
+    def debug(self, event: str, **fields: object) -> object: ...
+    def info(self, event: str, **fields: object) -> object: ...
+    def warning(self, event: str, **fields: object) -> object: ...
+    def error(self, event: str, **fields: object) -> object: ...
+
+
+class Tasks(Protocol):
+    """The one place that starts background tasks: it keeps a reference, logs what they raise, and ends them."""
+
+    def start(self, name: str, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `coroutine` until it ends or the worker stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One HTTP request to a provider, complete: address, headers with credentials, body.
+
+    `dropped` names the client's parameters that were left out because the provider does not have them.
+    """
+
+    method: str
+    url: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    dropped: tuple[str, ...] = ()
+
+
+class UpstreamResponse(Protocol):
+    """A provider's response whose body is still to be read."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Header fields, looked up without regard to case."""
+
+    async def read(self) -> bytes:
+        """The next piece of the decoded body as it arrives; b"" at its end. Raises an UpstreamError."""
+
+    def abort(self, error: UpstreamError) -> None:
+        """Make the pending read, and every later one, raise `error`: how a timer ends a response."""
+
+    def close(self) -> None:
+        """Give the response up; an unread rest closes the connection, so that the provider stops working."""
+
+
+class HTTPClient(Protocol):
+    """Outgoing HTTP for plugins and providers (webhooks, token refresh): whole requests, whole responses."""
+
+    async def request(
+        self, request: UpstreamRequest, *, timeout_seconds: float = 10, max_body_bytes: int = 1_048_576
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body. Raises an UpstreamError."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """A request to a route of a plugin or of the admin API."""
+
+    method: str
+    path: str
+    parameters: Mapping[str, str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+
+RouteHandler = Callable[[RouteRequest], Awaitable[Answer]]
+
+
+class Router(Protocol):
+    """Where plugins add HTTP routes."""
+
+    def add(self, method: str, path: str, handler: RouteHandler, *, admin: bool = True) -> None:
+        """Serve `path` (`{name}` is a parameter). `admin=True` asks for the admin key first.
+
+        Raises ConfigError when the path is taken.
+        """
+
+
+class Commands(Protocol):
+    """The `llmproxy` command group, as much of click as a plugin needs."""
+
+    # click's Command; core does not make plugins import click's types through ours.
+    def add_command(self, cmd: Any, name: str | None = None) -> None:
+        """Add a click command or group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a plugin or provider may use."""
+
+    clock: Clock
+    database: Database
+    http: HTTPClient
+    log: Log
+    tasks: Tasks
+    state_directory: Path

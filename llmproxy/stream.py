@@ -1,0 +1,251 @@
+"""Streamed answers: held until the first content, relayed as whole events, and honest about how they end.
+
+Two lanes. Nobody listens: bytes pass as they came, and what the record needs is found without decoding them.
+Somebody listens (`on_stream_chunk`): each event is decoded, offered, and re-encoded only if it was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import orjson
+
+from llmproxy.dialects.openai_stream import StreamFacts
+from llmproxy.errors import UpstreamBroken, UpstreamCut, UpstreamError
+from llmproxy.exchange import AnswerStream, Chunk, Document, Exchange, Headers
+from llmproxy.providers import StreamDecoder
+from llmproxy.services import UpstreamResponse
+from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data, whole_events
+
+Listener = Callable[[Exchange, Chunk], Sequence[Chunk]]
+
+MAX_EVENT_BYTES: Final = 16_777_216
+# What may be held back before the first content: enough for any start-up events, little enough for any memory.
+_MAX_HELD_BYTES: Final = 1_048_576
+
+
+class Client(Protocol):
+    """The client's side of one exchange, as the walk sees it."""
+
+    bytes_sent: int
+    status: int
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a response head has gone out, so that an error can only be an event in the stream."""
+
+    async def read_body(self) -> bytes:
+        """The request body. Raises BodyTooLarge, RequestTimeout, BadRequest or UnsupportedMediaType."""
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole response. Raises ClientDisconnected."""
+
+    def expect_stream(self) -> None:
+        """The answer will be a stream, so silence may be filled with keep-alive comments."""
+
+    async def open_stream(self, headers: Headers) -> None:
+        """Get ready to stream; the head goes out with the first bytes."""
+
+    async def write(self, data: bytes) -> None:
+        """Some bytes of the stream, waiting while the client is slow. Raises ClientDisconnected."""
+
+    async def end_stream(self) -> None:
+        """The stream is over. Raises ClientDisconnected."""
+
+    def abort(self) -> None:
+        """Break the connection off: there is nothing true left to say on it."""
+
+
+class BodyCapture:
+    """The first bytes of a body, for the audit; how many more there were is only counted."""
+
+    __slots__ = ("_max_bytes", "_pieces", "_room", "size_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self._room = max_bytes
+        self._pieces: list[bytes] = []
+        self.size_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep what there is room for."""
+        self.size_bytes += len(data)
+        if self._room > 0:
+            self._pieces.append(data[: self._room])
+            self._room -= len(self._pieces[-1])
+
+    @property
+    def kept(self) -> bytes:
+        """What was kept."""
+        return b"".join(self._pieces)
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether there was more."""
+        return self.size_bytes > sum(map(len, self._pieces))
+
+
+class UpstreamEvents:
+    """A provider's stream as whole OpenAI events.
+
+    `facts` knows usage, finish reasons and errors of what has passed so far.
+    """
+
+    def __init__(self, response: UpstreamResponse, decoder: StreamDecoder | None, facts: StreamFacts) -> None:
+        self.facts = facts
+        self._response = response
+        self._decoder = decoder
+        self._carry = b""
+        self._held: list[bytes] = []
+        self._failure: UpstreamError | None = None
+        self._ended = False
+
+    async def commit(self) -> None:
+        """Read up to the first content and hold it back: until then another target may still answer.
+
+        Raises the UpstreamError that came instead of content.
+        """
+        held_bytes = 0
+        while not self._ended and held_bytes <= _MAX_HELD_BYTES:
+            events = await self._next()
+            if events:
+                self._held.append(events)
+                held_bytes += len(events)
+            if self.facts.has_content:
+                return
+            if self._failure is not None:
+                raise self._failure
+
+    async def read(self) -> bytes:
+        """The next whole events; b"" at an honest end. Raises an UpstreamError when the stream was cut."""
+        if self._held:
+            held, self._held = b"".join(self._held), []
+            return held
+        while not self._ended:
+            if self._failure is not None:
+                raise self._failure
+            if events := await self._next():
+                return events
+        return b""
+
+    def close(self) -> None:
+        """Stop reading; the provider is told by the closed connection."""
+        self._response.close()
+
+    async def _next(self) -> bytes:
+        data = await self._response.read()
+        events = self._split(data) if data else self._last()
+        relayed = self.facts.feed(events) if events else b""
+        if self.facts.error is not None:
+            self._failure = self.facts.error
+        elif not data:
+            relayed += self._honest_end()
+        return relayed
+
+    def _split(self, data: bytes) -> bytes:
+        if self._decoder is not None:
+            return b"".join(self._decoder.feed(data))
+        events, self._carry = whole_events(self._carry, data)
+        if len(self._carry) > MAX_EVENT_BYTES:
+            raise UpstreamBroken(f"The provider sent an event of more than {MAX_EVENT_BYTES} bytes.")
+        return events
+
+    def _last(self) -> bytes:
+        if self._decoder is not None:
+            return b"".join(self._decoder.finish())
+        carry, self._carry = self._carry, b""
+        # A last event without its blank line still counts when it is whole, and half of one is a cut.
+        return carry + b"\n\n" if carry.strip() and _is_whole(carry) else b""
+
+    def _honest_end(self) -> bytes:
+        if not self.facts.is_complete:
+            raise UpstreamCut("The provider's stream ended before the answer was complete.")
+        self._ended = True
+        return b"" if self.facts.saw_done else DONE
+
+
+class ChunkLane:
+    """Events offered one by one to those who listen."""
+
+    def __init__(self, exchange: Exchange, listener: Listener) -> None:
+        self._exchange = exchange
+        self._listener = listener
+        self._decoder = SSEDecoder(MAX_EVENT_BYTES)
+        self._done = b""
+
+    def feed(self, events: bytes) -> bytes:
+        """What the listeners made of some whole events."""
+        return b"".join([self._offer(raw) for raw in self._decoder.feed(events)])
+
+    def finish(self) -> bytes:
+        """What the listeners held back, and the end mark after it."""
+        return self._heard(Chunk(last=True)) + self._done
+
+    def _offer(self, raw: bytes) -> bytes:
+        data = event_data(raw)
+        if data is not None and data.startswith(b"[DONE]"):
+            self._done = raw
+            return b""
+        return self._heard(Chunk(raw, _document(data)))
+
+    def _heard(self, chunk: Chunk) -> bytes:
+        return b"".join([encode_chunk(each) for each in self._listener(self._exchange, chunk)])
+
+
+class WholeEvents:
+    """A stream that is already there, such as a cache's: an AnswerStream over finished events."""
+
+    def __init__(self, events: Sequence[bytes]) -> None:
+        self._events = iter(events)
+
+    async def read(self) -> bytes:
+        """The next event, b"" at the end."""
+        return next(self._events, b"")
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+async def relay(
+    exchange: Exchange, stream: AnswerStream, client: Client, listener: Listener | None, capture: BodyCapture | None
+) -> None:
+    """Pass a stream on to the client, at the client's pace.
+
+    Raises an UpstreamError when the stream was cut, ClientDisconnected when nobody reads it.
+    """
+    lane = ChunkLane(exchange, listener) if listener is not None else None
+    while events := await stream.read():
+        await _pass_on(lane.feed(events) if lane else events, client, capture)
+    if lane:
+        await _pass_on(lane.finish(), client, capture)
+    await client.end_stream()
+
+
+async def _pass_on(data: bytes, client: Client, capture: BodyCapture | None) -> None:
+    if not data:
+        return
+    if capture is not None:
+        capture.add(data)
+    await client.write(data)
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    """A chunk's bytes: those it came with, or its document encoded when a plugin made it."""
+    if chunk.raw or chunk.document is None:
+        return chunk.raw
+    return encode_event(orjson.dumps(chunk.document))
+
+
+def _document(data: bytes | None) -> Document | None:
+    if not data:
+        return None
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _is_whole(carry: bytes) -> bool:
+    data = event_data(carry)
+    return data is not None and (data.startswith(b"[DONE]") or _document(data) is not None)
