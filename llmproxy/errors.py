@@ -6,6 +6,7 @@ name, a secret or a stack; `__cause__` keeps the truth for the log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar, Final, Literal
 
@@ -101,10 +102,18 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(ClientError):
-    """The path exists, the method does not."""
+    """The path exists, the method does not.
+
+    Args:
+        allowed: The methods that do; they become `allow`.
+    """
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed: Final = tuple(allowed)
 
 
 class RequestTimeout(ClientError):

@@ -12,6 +12,8 @@ from llmproxy.exchange import Document, Usage
 _BYTES_PER_TOKEN: Final = 4
 # What an interrupted request is assumed to have produced when it set no limit of its own.
 ASSUMED_OUTPUT_TOKENS: Final = 4096
+# No model writes more in one answer, whatever limit a client sets.
+_LONGEST_ANSWER_TOKENS: Final = 1_000_000
 
 
 def estimated(request_bytes: int, output_tokens: int) -> Usage:
@@ -43,5 +45,7 @@ def max_output_tokens(document: Document) -> int | None:
         limit = document.get(name)
         if isinstance(limit, int) and limit > 0:
             choices = document.get("n")
-            return limit * (choices if isinstance(choices, int) and 0 < choices <= 128 else 1)
+            return min(limit, _LONGEST_ANSWER_TOKENS) * (
+                choices if isinstance(choices, int) and 0 < choices <= 128 else 1
+            )
     return None

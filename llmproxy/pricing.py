@@ -111,11 +111,21 @@ class PriceBook:
         self._resolve = lru_cache(maxsize=_REMEMBERED_PRICES)(self._resolve_uncached)
 
     def prices(
-        self, target: Target, price_provider: str | None, at: datetime, service_tier: str | None = None
+        self,
+        target: Target,
+        price_provider: str | None,
+        at: datetime,
+        service_tier: str | None = None,
+        *,
+        price_model: str | None = None,
     ) -> Prices | None:
-        """What `target` costs at a time (to the minute) and in a service tier; None when that is not known."""
+        """What `target` costs at a time (to the minute) and in a service tier; None when that is not known.
+
+        Args:
+            price_model: What the price data calls the model; left out, what the target calls it.
+        """
         minute = at.replace(second=0, microsecond=0)
-        return self._resolve(target.provider, target.model, price_provider, minute, service_tier)
+        return self._resolve(target.name, price_model or target.model, price_provider, minute, service_tier)
 
     @staticmethod
     def cost(usage: Usage, prices: Prices | None) -> Cost:
@@ -135,9 +145,8 @@ class PriceBook:
         return PriceData()
 
     def _resolve_uncached(
-        self, provider: str, model: str, price_provider: str | None, at: datetime, service_tier: str | None
+        self, name: str, model: str, price_provider: str | None, at: datetime, service_tier: str | None
     ) -> Prices | None:
-        name = f"{provider}/{model}"
         for pattern, prices in self._overrides:
             if fnmatchcase(name, pattern):
                 return prices

@@ -6,7 +6,9 @@ Somebody listens (`on_stream_chunk`): each event is decoded, offered, and re-enc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import orjson
@@ -23,6 +25,8 @@ Listener = Callable[[Exchange, Chunk], Sequence[Chunk]]
 MAX_EVENT_BYTES: Final = 16_777_216
 # What may be held back before the first content: enough for any start-up events, little enough for any memory.
 _MAX_HELD_BYTES: Final = 1_048_576
+# How long the client's end of the stream may wait for the provider's, once `[DONE]` has come.
+_END_SECONDS: Final = 1.0
 
 
 class Client(Protocol):
@@ -41,11 +45,11 @@ class Client(Protocol):
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole response. Raises ClientDisconnected."""
 
-    def expect_stream(self) -> None:
-        """The answer will be a stream, so silence may be filled with keep-alive comments."""
+    def expect_stream(self, headers: Headers) -> None:
+        """The answer will be a stream, so silence may be filled with keep-alive comments, the first after this head."""
 
-    async def open_stream(self, headers: Headers) -> None:
-        """Get ready to stream; the head goes out with the first bytes."""
+    def open_stream(self, headers: Headers) -> None:
+        """Have the stream begin with this head, which goes out with the first bytes."""
 
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream, waiting while the client is slow. Raises ClientDisconnected."""
@@ -60,7 +64,7 @@ class Client(Protocol):
 class BodyCapture:
     """The first bytes of a body, for the audit; how many more there were is only counted."""
 
-    __slots__ = ("_max_bytes", "_pieces", "_room", "size_bytes")
+    __slots__ = ("_pieces", "_room", "size_bytes")
 
     def __init__(self, max_bytes: int) -> None:
         self._room = max_bytes
@@ -106,7 +110,7 @@ class UpstreamEvents:
         Raises the UpstreamError that came instead of content.
         """
         held_bytes = 0
-        while not self._ended and held_bytes <= _MAX_HELD_BYTES:
+        while held_bytes <= _MAX_HELD_BYTES:
             events = await self._next()
             if events:
                 self._held.append(events)
@@ -115,6 +119,8 @@ class UpstreamEvents:
                 return
             if self._failure is not None:
                 raise self._failure
+            if self._ended:
+                raise UpstreamBroken("The provider's stream ended without an answer.")
 
     async def read(self) -> bytes:
         """The next whole events; b"" at an honest end. Raises an UpstreamError when the stream was cut."""
@@ -133,18 +139,36 @@ class UpstreamEvents:
         self._response.close()
 
     async def _next(self) -> bytes:
-        data = await self._response.read()
+        data = await self._piece()
         events = self._split(data) if data else self._last()
         relayed = self.facts.feed(events) if events else b""
         if self.facts.error is not None:
             self._failure = self.facts.error
-        elif not data:
+        elif not data and self._failure is None:
             relayed += self._honest_end()
         return relayed
 
+    async def _piece(self) -> bytes:
+        """The next bytes; b"" at the end, and when all that could still come is the end."""
+        if self.facts.saw_done:
+            await self._await_end()
+            return b""
+        try:
+            return await self._response.read()
+        except UpstreamError:
+            if not self.facts.is_complete:
+                raise
+            return b""
+
+    async def _await_end(self) -> None:
+        # The end of the body comes right behind [DONE]; once it is read the connection can be used again.
+        with suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await self._response.read()
+
     def _split(self, data: bytes) -> bytes:
         if self._decoder is not None:
-            return b"".join(self._decoder.feed(data))
+            return self._decoded(self._decoder.feed(data))
         events, self._carry = whole_events(self._carry, data)
         if len(self._carry) > MAX_EVENT_BYTES:
             raise UpstreamBroken(f"The provider sent an event of more than {MAX_EVENT_BYTES} bytes.")
@@ -152,10 +176,20 @@ class UpstreamEvents:
 
     def _last(self) -> bytes:
         if self._decoder is not None:
-            return b"".join(self._decoder.finish())
+            return self._decoded(self._decoder.finish())
         carry, self._carry = self._carry, b""
         # A last event without its blank line still counts when it is whole, and half of one is a cut.
         return carry + b"\n\n" if carry.strip() and _is_whole(carry) else b""
+
+    def _decoded(self, events: Iterable[bytes]) -> bytes:
+        """What a decoder gives; when it fails half-way, what it gave before is still the client's."""
+        whole = []
+        try:
+            for event in events:
+                whole.append(event)  # noqa: PERF402 - a comprehension would lose what came before the failure
+        except UpstreamError as error:
+            self._failure = error
+        return b"".join(whole)
 
     def _honest_end(self) -> bytes:
         if not self.facts.is_complete:

@@ -107,7 +107,7 @@ class TimedResponse:
         self._loop = asyncio.get_running_loop()
         self._reading = False
         self._started = False
-        self._timer = self._loop.call_at(timers.due_at, self._check)
+        self._arm()
 
     @property
     def status(self) -> int:
@@ -123,8 +123,9 @@ class TimedResponse:
         """The next piece of the body; b"" at its end. Raises an UpstreamError."""
         if self._started:
             self._timers.next_gap(self._loop.time())
-        if self._timers.due_at < self._timer.when():
-            self._arm(self._timers.due_at)
+        if not self._armed or self._timers.due_at < self._timer.when():
+            self._timer.cancel()
+            self._arm()
         self._reading = True
         try:
             piece = await self._response.read()
@@ -146,15 +147,18 @@ class TimedResponse:
         self._response.close()
 
     def _check(self) -> None:
-        now = self._loop.time()
-        if self._reading and now >= self._timers.due_at:
-            return self.abort(self._timers.error())
-        # Nobody is waiting, or bytes have come since: look again when the present wait would be overdue.
-        return self._arm(max(self._timers.due_at, now + 1))
+        self._armed = False
+        if not self._reading:
+            return
+        if self._loop.time() >= self._timers.due_at:
+            self.abort(self._timers.error())
+        else:
+            # Bytes have come since: look again when the present wait would be overdue.
+            self._arm()
 
-    def _arm(self, when: float) -> None:
-        self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._check)
+    def _arm(self) -> None:
+        self._armed = True
+        self._timer = self._loop.call_at(self._timers.due_at, self._check)
 
 
 class HTTPTransport:
@@ -175,6 +179,9 @@ class HTTPTransport:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
             )
+        except _SpoiledConnectionError:
+            # It is closed now and nothing was sent on it, so this is no second attempt.
+            return await self.send(request, timeouts)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _mapped(error, timeouts) from error
         return _HTTPResponse(response)
@@ -196,6 +203,7 @@ class HTTPTransport:
                     # Named on purpose: an installed aiodns would silently take its place.
                     resolver=aiohttp.ThreadedResolver(),
                 ),
+                request_class=_Request,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 read_bufsize=65_536,
@@ -228,6 +236,23 @@ class UpstreamHTTP:
             response.close()
 
 
+class _SpoiledConnectionError(Exception):
+    """Something has come on an idle connection that nobody asked for."""
+
+
+class _Request(aiohttp.ClientRequest):
+    """aiohttp's request, which never takes what waits on a reused connection for its own answer.
+
+    A load balancer's late 408, or a second response to the last request, would go to whoever asks next.
+    """
+
+    async def send(self, conn: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        """Send on a connection on which nothing waits."""
+        if conn.protocol is not None and conn.protocol.should_close:
+            raise _SpoiledConnectionError
+        return await super().send(conn)
+
+
 class _HTTPResponse:
     """aiohttp's response behind our own interface."""
 
@@ -242,7 +267,7 @@ class _HTTPResponse:
     async def read(self) -> bytes:
         try:
             return await self._content.readany()
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise UpstreamCut("The provider's answer broke off before its end.") from error
 
     def abort(self, error: UpstreamError) -> None:

@@ -1,3 +1,15 @@
 """What every test may use."""
 
+from __future__ import annotations
+
+import pytest
+
+from llmproxy.testing import pytest_plugin
+
 pytest_plugins = ["tests.postgres"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Bring the fixtures of the kit also where the checkout is not installed, and so has no entry points."""
+    if not config.pluginmanager.has_plugin("llmproxy"):
+        config.pluginmanager.register(pytest_plugin, "llmproxy")

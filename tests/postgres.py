@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -59,15 +58,9 @@ def embedded(state_directory: Path, initialised_home: Path) -> Iterator[Embedded
 
 
 @pytest.fixture(scope="session")
-def server_url() -> Iterator[str]:
-    """A server that the whole session shares."""
-    if url := os.environ.get("LLMPROXY_TEST_DATABASE_URL"):
-        yield url
-        return
-    with open_directory() as directory:
-        server = EmbeddedPostgres(directory)
-        yield server.start()
-        server.stop()
+def server_url(llmproxy_server_url: str) -> str:
+    """A server that the whole session shares, also with the kit's own fixtures."""
+    return llmproxy_server_url
 
 
 @pytest.fixture(scope="session")

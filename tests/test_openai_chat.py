@@ -228,7 +228,8 @@ def test_failure_is_told_by_its_words(status: int, words: str, failure: Failure)
 @pytest.mark.parametrize(
     ("status", "error", "failure"),
     [
-        (400, {"code": 3051}, Failure.CONTEXT_LENGTH),
+        (400, {"code": "3051", "message": "Prompt is too large for model with 32768 tokens"}, Failure.CONTEXT_LENGTH),
+        (400, {"code": "3051", "message": "reasoning_effort='low' is not supported"}, Failure.INVALID_REQUEST),
         (400, {"code": "1301"}, Failure.CONTENT_POLICY),
         (429, {"code": "1113"}, Failure.QUOTA),
         (400, {"code": "x", "innererror": {"code": "ResponsibleAIPolicyViolation"}}, Failure.CONTENT_POLICY),

@@ -8,7 +8,7 @@ from typing import Any, Final
 from llmproxy.dialects.openai_errors import error_body, error_event, error_in, error_of
 from llmproxy.exchange import Document, Usage
 
-__all__ = ["error_body", "error_event", "error_in", "error_of", "reported_usage", "usage_of"]
+__all__ = ["error_body", "error_event", "error_in", "error_of", "reported_usage", "token_count", "usage_of"]
 
 # No request has that many tokens: a larger number is a mistake, and would not fit a database's integers.
 _MAX_TOKENS: Final = 10**12
@@ -23,9 +23,9 @@ def usage_of(document: Document) -> Usage | None:
     usage = reported_usage(document)
     if usage is None:
         return None
-    prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens")
-    total = _count(usage, "total_tokens")
+    prompt = token_count(usage, "prompt_tokens")
+    completion = token_count(usage, "completion_tokens")
+    total = token_count(usage, "total_tokens")
     if prompt is None and completion is None and total is None:
         return None
     if prompt is None:
@@ -48,20 +48,23 @@ def reported_usage(document: Document) -> Document | None:
 
 def _in_classes(prompt: int, completion: int, usage: Document) -> Usage:
     inside_prompt = _details(usage, "prompt_tokens_details")
-    cached = _count(inside_prompt, "cached_tokens")
+    cached = token_count(inside_prompt, "cached_tokens")
     if cached is None:
-        cached = _count(usage, "prompt_cache_hit_tokens", "cached_tokens") or 0
-    written = _count(inside_prompt, "cache_write_tokens") or 0
-    audio_in = _count(inside_prompt, "audio_tokens") or 0
+        cached = token_count(usage, "prompt_cache_hit_tokens", "cached_tokens") or 0
+    written = token_count(inside_prompt, "cache_write_tokens") or 0
+    # An extension of ours: which of the writes are kept for an hour.
+    written_1h = token_count(inside_prompt, "cache_write_1h_tokens") or 0
+    audio_in = token_count(inside_prompt, "audio_tokens") or 0
     inside_completion = _details(usage, "completion_tokens_details")
-    reasoning = _count(inside_completion, "reasoning_tokens") or 0
-    audio_out = _count(inside_completion, "audio_tokens") or 0
+    reasoning = token_count(inside_completion, "reasoning_tokens") or 0
+    audio_out = token_count(inside_completion, "audio_tokens") or 0
     cached, written, audio_in, uncached = _shared_out(prompt, cached, written, audio_in)
     reasoning, audio_out, text = _shared_out(completion, reasoning, audio_out)
     return Usage(
         uncached_input_tokens=uncached,
         cache_read_input_tokens=cached,
-        cache_write_5m_input_tokens=written,
+        cache_write_5m_input_tokens=max(written - written_1h, 0),
+        cache_write_1h_input_tokens=min(written, written_1h),
         audio_input_tokens=audio_in,
         text_output_tokens=text,
         reasoning_output_tokens=reasoning,
@@ -84,7 +87,7 @@ def _details(usage: Document, name: str) -> Document:
 
 
 # The values are whatever the provider sent.
-def _count(holder: Mapping[str, Any], *names: str) -> int | None:
+def token_count(holder: Mapping[str, Any], *names: str) -> int | None:
     """The first of these members that is a believable number of tokens."""
     for name in names:
         value = holder.get(name)

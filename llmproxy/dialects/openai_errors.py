@@ -10,7 +10,7 @@ import orjson
 
 from llmproxy.dialects.refusals import client_form, failure_of, masked
 from llmproxy.dialects.retry_after import retry_after_seconds
-from llmproxy.errors import Failure, LLMProxyError, UpstreamError, UpstreamRefused
+from llmproxy.errors import Failure, LLMProxyError, MethodNotAllowed, UpstreamError, UpstreamRefused
 from llmproxy.exchange import Document, Operation
 from llmproxy.sse import encode_event
 
@@ -51,6 +51,16 @@ def error_body(error: LLMProxyError, request_id: str | None) -> bytes:
     content = {"message": message, "type": _type(error), "param": error.param, "code": error.error_code}
     reason = error.failure.value if isinstance(error, UpstreamError) else error.error_code
     return orjson.dumps({"error": {**content, "llmproxy": {"reason": reason, "request_id": request_id}}})
+
+
+def error_headers(error: LLMProxyError) -> list[tuple[str, str]]:
+    """The header fields of an error response: what it is, when to come back, what may be done instead."""
+    headers = [("content-type", "application/json")]
+    if error.retry_after_seconds is not None:
+        headers.append(("retry-after", f"{max(0.0, error.retry_after_seconds):g}"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append(("allow", ", ".join(error.allowed)))
+    return headers
 
 
 def error_event(error: LLMProxyError, request_id: str | None) -> bytes:
@@ -182,6 +192,7 @@ def _signs(error: Document) -> Iterator[str]:
     yield _text(metadata, "raw")
     yield "flagged_input" if "flagged_input" in metadata else ""
     for detail in _details(error):
+        yield _text(detail, "reason")
         violations = detail.get("violations")
         for violation in violations if isinstance(violations, list) else ():
             yield _text(violation, "quotaId") if isinstance(violation, dict) else ""

@@ -76,15 +76,26 @@ _SIGNATURES: Final = (
             "exceeds the available context size",
             "`inputs` tokens + `max_new_tokens` must be",
             "input tokens exceed the configured limit",
+            "too large for model with",
         ),
-        frozenset({"3051"}),
     ),
     _Signature(
         Failure.AUTH,
         frozenset({400}),
         ("invalid_api_key", "api_key_invalid", "incorrect api key", "api key not valid"),
     ),
-    _Signature(Failure.MODEL, frozenset({400, 403}), ("model_not_found", "model not found")),
+    _Signature(
+        Failure.MODEL,
+        frozenset({400, 403}),
+        (
+            "model_not_found",
+            "model not found", "invalid_model",
+            "provided model identifier is invalid",
+            "don't have access to the model",
+            "with on-demand throughput isn",
+            "reached the end of its life",
+        ),
+    ),
 )
 # Two numbers around fixed words, which only a pattern can say.
 _CURRENT_LENGTH_OVER_LIMIT: Final = re.compile(r"current length is .{1,40} while limit is")

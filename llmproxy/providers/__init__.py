@@ -6,13 +6,13 @@ same `register_providers` hook as a stranger's. Translation is sans-io: document
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import error_in, error_of
-from llmproxy.errors import UpstreamError
+from llmproxy.errors import Failure, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target, Usage
 from llmproxy.services import Services, UpstreamRequest, UpstreamResponse
 
@@ -20,10 +20,13 @@ from llmproxy.services import Services, UpstreamRequest, UpstreamResponse
 class StreamDecoder(Protocol):
     """Turns a vendor's stream into OpenAI server-sent events, piece by piece."""
 
-    def feed(self, data: bytes) -> Sequence[bytes]:
-        """Whole OpenAI events for the bytes so far. Raises an UpstreamError on an error event or garbage."""
+    def feed(self, data: bytes) -> Iterable[bytes]:
+        """Whole OpenAI events for the bytes so far.
 
-    def finish(self) -> Sequence[bytes]:
+        Raises an UpstreamError on an error event or garbage; a generator does so after the events before it.
+        """
+
+    def finish(self) -> Iterable[bytes]:
         """The events that only the end brings. Raises UpstreamCut when the vendor's stream was not complete."""
 
 
@@ -69,6 +72,17 @@ class Provider:
         """The models to list in `/v1/models`: what the section names, or what the kind knows of itself."""
         return self.config.models
 
+    def serves(self, model: str) -> bool:
+        """Whether the endpoint may have this model; by default only the vendor knows.
+
+        A kind that knows its models says no to others, so that a misspelt one is refused with the nearest names.
+        """
+        return True
+
+    def price_model(self, model: str) -> str:
+        """What the price data calls a model of this endpoint; by default what everybody calls it."""
+        return model
+
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The HTTP request for one attempt: address, credentials, translated body.
 
@@ -93,6 +107,15 @@ class Provider:
     def usage(self, document: Document) -> Usage | None:
         """Usage from an OpenAI-format answer or its usage chunk, None when it holds none."""
         return usage_of(document)
+
+    def missing_key(self) -> UpstreamError:
+        """The error for a request that cannot be sent because the section holds no key."""
+        variables = " or ".join((*self.key_variables[:1], f"providers.{self.name}.api_key"))
+        return UpstreamError(
+            f"The provider '{self.name}' has no api_key; set {variables}.",
+            failure=Failure.AUTH,
+            code="upstream_auth_error",
+        )
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """The vendor's error response as an UpstreamError, classified once for failover."""

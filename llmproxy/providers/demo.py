@@ -68,6 +68,10 @@ class Demo(Provider):
         """What the section names, else every model there is."""
         return self.config.models or (*_ANSWERING, *_MISBEHAVING)
 
+    def serves(self, model: str) -> bool:
+        """Only what it has."""
+        return model in (*_ANSWERING, *_MISBEHAVING) or _CUT_AFTER.fullmatch(model) is not None
+
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The client's request, as it stands."""
         return UpstreamRequest("POST", f"demo:{request.operation.value}", (), request.encode())

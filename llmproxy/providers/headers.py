@@ -50,14 +50,17 @@ class RequestHeaders:
     Args:
         fixed: What every request carries; later names win over earlier ones, whatever their case.
         forwarded: Client headers to pass on, unless `fixed` has them.
+        stream_type: The media type in which the provider streams.
     """
 
     __slots__ = ("_forwarded", "_stream", "_whole")
 
-    def __init__(self, fixed: Sequence[tuple[str, str]], forwarded: Sequence[str]) -> None:
+    def __init__(
+        self, fixed: Sequence[tuple[str, str]], forwarded: Sequence[str], stream_type: str = "text/event-stream"
+    ) -> None:
         fields = {name.lower(): value for name, value in fixed}
         self._whole = (("accept", "application/json"), *fields.items())
-        self._stream = (("accept", "text/event-stream"), *fields.items())
+        self._stream = (("accept", stream_type), *fields.items())
         self._forwarded = tuple(dict.fromkeys(name.lower() for name in forwarded if name.lower() not in fields))
 
     def build(self, client: Mapping[str, str], *, is_stream: bool) -> Sequence[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 from pydantic import Field, SecretStr, field_validator
 
 from llmproxy.config import ProviderConfig
-from llmproxy.errors import BadRequest, Failure, UpstreamError
+from llmproxy.errors import BadRequest
 from llmproxy.exchange import Operation, Request, Target
 from llmproxy.providers import Provider
 from llmproxy.providers.headers import RequestHeaders, checked_forwards, checked_headers, is_value
@@ -60,6 +60,7 @@ class OpenAI(Provider):
     Class attributes, in which `{key}` stands for a key of the section:
         vendor_url: The vendor's own address.
         vendor_headers: What the vendor wants beside the key; a header whose key is unset is left out.
+        paths: Where each operation is, below the address.
         needs_key: Whether the vendor's own address asks for a key.
     """
 
@@ -73,11 +74,12 @@ class OpenAI(Provider):
         "openai-project": "{project}",
     }
     needs_key: ClassVar[bool] = True
+    paths: ClassVar[Mapping[Operation, str]] = PATHS
 
     def __init__(self, name: str, config: ProviderConfig, services: Services) -> None:
         super().__init__(name, config, services)
         base = (config.base_url or _filled(self.vendor_url, config) or "").rstrip("/")
-        self._urls = {operation: base + path for operation, path in PATHS.items()}
+        self._urls = {operation: base + path for operation, path in self.paths.items()}
         fixed = (*_ALWAYS, *self._vendor_headers(), *self._authentication(), *config.headers.items())
         self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
         self._is_locked = self.needs_key and config.api_key is None and config.base_url is None
@@ -91,12 +93,22 @@ class OpenAI(Provider):
 
         Raises BadRequest for an operation that the vendor does not have, UpstreamError when there is no key.
         """
+        self.refuse_unserved(request)
+        return self.post(request, headers, request.encode())
+
+    def refuse_unserved(self, request: Request) -> None:
+        """Raise BadRequest for an operation that the vendor does not have, UpstreamError when there is no key."""
         if self._is_locked:
-            raise self._no_key()
+            raise self.missing_key()
         if request.operation not in self.operations:
             raise BadRequest(f"The provider '{self.name}' does not offer {request.operation.value.replace('_', ' ')}.")
+
+    def post(
+        self, request: Request, headers: Mapping[str, str], body: bytes, dropped: tuple[str, ...] = ()
+    ) -> UpstreamRequest:
+        """`body` on its way to where `request` belongs, with the gateway's key and what the client's headers add."""
         fields = self._headers.build(headers, is_stream=request.is_stream)
-        return UpstreamRequest("POST", self._urls[request.operation], fields, request.encode())
+        return UpstreamRequest("POST", self._urls[request.operation], fields, body, dropped)
 
     def _vendor_headers(self) -> Iterator[tuple[str, str]]:
         for name, template in self.vendor_headers.items():
@@ -106,14 +118,6 @@ class OpenAI(Provider):
     def _authentication(self) -> Sequence[tuple[str, str]]:
         key = self.config.api_key
         return (self.authorization(key.get_secret_value()),) if key else ()
-
-    def _no_key(self) -> UpstreamError:
-        variables = " or ".join((*self.key_variables[:1], f"providers.{self.name}.api_key"))
-        return UpstreamError(
-            f"The provider '{self.name}' has no api_key; set {variables}.",
-            failure=Failure.AUTH,
-            code="upstream_auth_error",
-        )
 
 
 def _filled(template: str, config: ProviderConfig) -> str | None:

@@ -1,0 +1,5 @@
+"""`python -m llmproxy` is `llmproxy`."""
+
+from llmproxy.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The admin API: keys, workspaces, what was asked and what it cost, over HTTP and for the command line."""
+
+from llmproxy.admin.endpoints import AdminEndpoints
+
+__all__ = ["AdminEndpoints"]

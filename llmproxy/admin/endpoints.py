@@ -1,0 +1,163 @@
+"""`/admin/v1/…`: the admin API's paths. Core asks for the admin key before any of them is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import wraps
+from typing import Final
+
+from llmproxy.admin.documents import MAX_LIMIT, Parameters, read_body
+from llmproxy.admin.keys import KeyChanges, NewKey, StoredKeys
+from llmproxy.admin.requests import RequestFilter, RequestLog
+from llmproxy.admin.spend import GROUPS, Spend
+from llmproxy.admin.workspaces import StoredWorkspaces, WorkspaceSettings
+from llmproxy.db import REJECTED
+from llmproxy.endpoints import json_answer
+from llmproxy.errors import BadRequest, ConfigError, StorageError
+from llmproxy.exchange import Answer, Outcome
+from llmproxy.keys import Workspace
+from llmproxy.queries import Queries
+from llmproxy.services import Clock, Database, RouteHandler, Router, RouteRequest
+
+PREFIX: Final = "/admin/v1"
+
+
+class AdminEndpoints:
+    """Keys, workspaces, requests, spend, and taking over the configuration file.
+
+    Args:
+        configured: The workspaces that the configuration defines.
+        reload: Has every worker take over the configuration file, or raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queries: Queries,
+        clock: Clock,
+        *,
+        configured: Callable[[], Mapping[str, Workspace]],
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._clock = clock
+        self._keys = StoredKeys(database, queries, clock, configured)
+        self._workspaces = StoredWorkspaces(database, queries, configured)
+        self._requests = RequestLog(database, queries)
+        self._spend = Spend(database, queries)
+        self._reload = reload
+
+    def register(self, router: Router) -> None:
+        """Add the routes; where two fit, the first is taken."""
+        for method, path, handler in (
+            ("POST", "/keys", self.create_key),
+            ("GET", "/keys", self.list_keys),
+            ("GET", "/keys/{id}", self.get_key),
+            ("PATCH", "/keys/{id}", self.update_key),
+            ("DELETE", "/keys/{id}", self.revoke_key),
+            ("GET", "/workspaces", self.list_workspaces),
+            ("PUT", "/workspaces/{id}", self.put_workspace),
+            ("DELETE", "/workspaces/{id}", self.delete_workspace),
+            ("GET", "/requests", self.list_requests),
+            ("GET", "/requests/{id}/explain", self.explain_request),
+            ("GET", "/requests/{id}", self.get_request),
+            ("GET", "/spend", self.report_spend),
+            ("POST", "/config/reload", self.reload_configuration),
+        ):
+            router.add(method, f"{PREFIX}{path}", _blaming_the_sender(handler))
+
+    # Keys
+
+    async def create_key(self, request: RouteRequest) -> Answer:
+        """Make a key."""
+        return json_answer(await self._keys.create(read_body(NewKey, request.body)), 201)
+
+    async def list_keys(self, request: RouteRequest) -> Answer:
+        """A page of keys."""
+        query = self._query(request, "workspace", "after", "limit")
+        return json_answer(await self._keys.find(query.text("workspace"), query.text("after"), query.limit()))
+
+    async def get_key(self, request: RouteRequest) -> Answer:
+        """One key."""
+        return json_answer(await self._keys.get(request.parameters["id"]))
+
+    async def update_key(self, request: RouteRequest) -> Answer:
+        """Change a key."""
+        changes = read_body(KeyChanges, request.body)
+        return json_answer(await self._keys.update(request.parameters["id"], changes))
+
+    async def revoke_key(self, request: RouteRequest) -> Answer:
+        """Make a key worthless."""
+        return json_answer(await self._keys.revoke(request.parameters["id"]))
+
+    # Workspaces
+
+    async def list_workspaces(self, request: RouteRequest) -> Answer:
+        """Every workspace."""
+        return json_answer(await self._workspaces.list())
+
+    async def put_workspace(self, request: RouteRequest) -> Answer:
+        """Make or replace a workspace."""
+        settings = read_body(WorkspaceSettings, request.body)
+        return json_answer(await self._workspaces.put(request.parameters["id"], settings))
+
+    async def delete_workspace(self, request: RouteRequest) -> Answer:
+        """Remove a workspace."""
+        return json_answer(await self._workspaces.delete(request.parameters["id"]))
+
+    # What happened
+
+    async def list_requests(self, request: RouteRequest) -> Answer:
+        """A page of requests."""
+        query = self._query(request, "workspace", "model", "outcome", "since", "until", "after", "limit")
+        wanted = RequestFilter(
+            workspace=query.text("workspace"),
+            model=query.text("model"),
+            outcome=query.choice("outcome", tuple(Outcome)),
+            since=query.moment("since"),
+            until=query.moment("until"),
+            after=query.text("after"),
+            limit=query.limit(),
+        )
+        return json_answer(await self._requests.find(wanted))
+
+    async def get_request(self, request: RouteRequest) -> Answer:
+        """One request, whole."""
+        return json_answer(await self._requests.get(request.parameters["id"]))
+
+    async def explain_request(self, request: RouteRequest) -> Answer:
+        """Why a request went the way it did."""
+        return json_answer(await self._requests.explain(request.parameters["id"]))
+
+    async def report_spend(self, request: RouteRequest) -> Answer:
+        """Sums over the ledger."""
+        query = self._query(request, "by", "since", "until", "limit")
+        by = query.choice("by", GROUPS) or GROUPS[0]
+        return json_answer(
+            await self._spend.report(by, query.moment("since"), query.moment("until"), query.limit(MAX_LIMIT))
+        )
+
+    async def reload_configuration(self, request: RouteRequest) -> Answer:
+        """Take over the configuration file, on every worker; nothing changes when it has a mistake."""
+        try:
+            await self._reload()
+        except ConfigError as error:
+            raise BadRequest(error.message, code=error.error_code) from error
+        return json_answer({"status": "reloading"}, 202)
+
+    def _query(self, request: RouteRequest, *allowed: str) -> Parameters:
+        return Parameters(request.query, allowed, self._clock.now())
+
+
+def _blaming_the_sender(handler: RouteHandler) -> RouteHandler:
+    """What the database refuses for its content, such as a NUL character, came with the request."""
+
+    @wraps(handler)
+    async def handle(request: RouteRequest) -> Answer:
+        try:
+            return await handler(request)
+        except StorageError as error:
+            if error.error_code == REJECTED:
+                raise BadRequest("The request holds a value that cannot be stored or looked up.") from error
+            raise
+
+    return handle

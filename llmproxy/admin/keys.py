@@ -1,0 +1,155 @@
+"""Virtual keys in Postgres: made, listed, changed and revoked. Workers hear of each change by themselves."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from typing import Annotated, Any, Final
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from llmproxy.admin.documents import Body, Word, page, shown
+from llmproxy.errors import BadRequest, Conflict, NotFound
+from llmproxy.exchange import Document
+from llmproxy.keys import key_hash, new_key
+from llmproxy.queries import Queries
+from llmproxy.services import Clock, Connection, Database, Row
+
+_HINT_CHARACTERS: Final = 10
+_CENTURY_SECONDS: Final = 3_155_760_000
+_Patterns = Annotated[tuple[Word, ...], Field(min_length=1)]
+
+
+class _Expiring(Body):
+    expires_at: AwareDatetime | None = None
+    expires_in_seconds: float | None = Field(default=None, gt=0, le=_CENTURY_SECONDS)
+
+    @model_validator(mode="after")
+    def _one_end(self) -> _Expiring:
+        if self.expires_at is not None and self.expires_in_seconds is not None:
+            raise ValueError("Send either 'expires_at' or 'expires_in_seconds', not both")
+        return self
+
+    def end(self, now: datetime) -> datetime | None:
+        """When the key stops working; None for never."""
+        if self.expires_in_seconds is not None:
+            return now + timedelta(seconds=self.expires_in_seconds)
+        return self.expires_at
+
+
+class NewKey(_Expiring):
+    """A key to be made, or with `key_sha256` one that exists elsewhere and is taken over."""
+
+    workspace: Word
+    name: str = Field(default="", max_length=200)
+    models: _Patterns = ("*",)
+    feature: Word | None = None
+    user: Word | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)  # the operator's own notes
+    key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+
+class KeyChanges(_Expiring):
+    """What is to change about a key; null takes an attribution or an end away."""
+
+    name: str = Field(default="", max_length=200)
+    models: _Patterns = ("*",)
+    feature: Word | None = None
+    user: Word | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)  # the operator's own notes
+
+
+class StoredKeys:
+    """The keys in Postgres.
+
+    Args:
+        configured_workspaces: The names of the workspaces that the configuration defines.
+    """
+
+    def __init__(
+        self, database: Database, queries: Queries, clock: Clock, configured_workspaces: Callable[[], Collection[str]]
+    ) -> None:
+        self._database = database
+        self._queries = queries
+        self._clock = clock
+        self._configured_workspaces = configured_workspaces
+
+    async def create(self, wanted: NewKey) -> Document:
+        """Make a key; `key` in the result is the only time that it is shown.
+
+        Raises BadRequest for an unknown workspace, Conflict when an imported key is there already, StorageError.
+        """
+        key = new_key() if wanted.key_sha256 is None else None
+        async with self._database.transaction() as connection:
+            await self._check_workspace(connection, wanted.workspace)
+            row = await connection.fetch_row(
+                self._queries.create_key,
+                f"key_{secrets.token_hex(8)}",
+                wanted.workspace,
+                wanted.name,
+                wanted.key_sha256 or key_hash(key or ""),
+                key[:_HINT_CHARACTERS] if key else "",
+                wanted.models,
+                wanted.feature,
+                wanted.user,
+                wanted.metadata,
+                wanted.end(self._clock.now()),
+            )
+        if row is None:
+            raise Conflict("A key with this SHA-256 is already there.", param="key_sha256")
+        return {**_public(row), "key": key} if key else _public(row)
+
+    async def find(self, workspace: str | None, after: str | None, limit: int) -> Document:
+        """A page of keys, the oldest first, after the key of the id `after`. Raises BadRequest, StorageError."""
+        if after is not None and await self._database.fetch_row(self._queries.find_key, after) is None:
+            raise BadRequest("'after' must be the id of a key.", param="after")
+        rows = await self._database.fetch(self._queries.page_of_keys, workspace, after, limit + 1)
+        return page([_public(row) for row in rows], limit)
+
+    async def get(self, key_id: str) -> Document:
+        """One key. Raises NotFound, StorageError."""
+        return _found(await self._database.fetch_row(self._queries.find_key, key_id))
+
+    async def update(self, key_id: str, changes: KeyChanges) -> Document:
+        """Change what was sent and leave the rest. Raises NotFound, StorageError."""
+        sent = changes.model_fields_set
+        row = await self._database.fetch_row(
+            self._queries.update_key,
+            key_id,
+            changes.name if "name" in sent else None,
+            changes.models if "models" in sent else None,
+            "feature" in sent,
+            changes.feature,
+            "user" in sent,
+            changes.user,
+            changes.metadata if "metadata" in sent else None,
+            bool(sent & {"expires_at", "expires_in_seconds"}),
+            changes.end(self._clock.now()),
+        )
+        return _found(row)
+
+    async def revoke(self, key_id: str) -> Document:
+        """Make a key worthless for good; doing so twice is harmless. Raises NotFound, StorageError."""
+        return _found(await self._database.fetch_row(self._queries.revoke_key, key_id))
+
+    async def _check_workspace(self, connection: Connection, name: str) -> None:
+        configured = self._configured_workspaces()
+        if name in configured or await connection.fetch_row(self._queries.lock_workspace, name):
+            return
+        stored = [row["id"] for row in await connection.fetch(self._queries.list_workspaces)]
+        near = get_close_matches(name, [*configured, *stored], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "make it first, or choose another."
+        raise BadRequest(f"There is no workspace {name!r}; {hint}", param="workspace")
+
+
+def _found(row: Row | None) -> Document:
+    if row is None:
+        raise NotFound("There is no key with this id.", param="id")
+    return _public(row)
+
+
+def _public(row: Row) -> Document:
+    """A key without its hash, which would let its reader recognise the key elsewhere."""
+    return {name: value for name, value in shown(row).items() if name != "key_sha256"}

@@ -1,0 +1,85 @@
+"""What was asked and how it went: the audit as people and programs read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from llmproxy.admin.documents import DEFAULT_LIMIT, page, shown
+from llmproxy.admin.explain import explanation
+from llmproxy.errors import BadRequest, NotFound
+from llmproxy.exchange import Document
+from llmproxy.ids import time_of
+from llmproxy.queries import Queries
+from llmproxy.services import Database, Row
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFilter:
+    """Which requests to list; `model` is the one asked for or the one that answered, with or without provider."""
+
+    workspace: str | None = None
+    model: str | None = None
+    outcome: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    after: str | None = None
+    limit: int = DEFAULT_LIMIT
+
+
+class RequestLog:
+    """The audit in Postgres, read only."""
+
+    def __init__(self, database: Database, queries: Queries) -> None:
+        self._database = database
+        self._queries = queries
+
+    async def find(self, wanted: RequestFilter) -> Document:
+        """A page of requests, the latest first, after the one of the id `after`. Raises BadRequest, StorageError."""
+        cursor = await self._row(wanted.after) if wanted.after else None
+        if wanted.after and cursor is None:
+            raise BadRequest("'after' must be the id of a request that is still kept.", param="after")
+        rows = await self._database.fetch(
+            self._queries.list_requests,
+            wanted.workspace,
+            wanted.model,
+            wanted.outcome,
+            wanted.since,
+            wanted.until,
+            cursor["admitted_at"] if cursor else None,
+            cursor["id"] if cursor else None,
+            wanted.limit + 1,
+        )
+        return page(rows, wanted.limit)
+
+    async def get(self, request_id: str) -> Document:
+        """A request with its attempts, and its bodies as far as they are kept. Raises NotFound, StorageError."""
+        row = await self._found(request_id)
+        place = (row["id"], row["admitted_at"])
+        bodies = await self._database.fetch_row(self._queries.bodies_of_request, *place)
+        return {**shown(row), "attempts": await self._attempts(row), "bodies": _decoded(bodies) if bodies else None}
+
+    async def explain(self, request_id: str) -> Document:
+        """Why a request went the way it did. Raises NotFound, StorageError."""
+        row = await self._found(request_id)
+        return explanation(shown(row), await self._attempts(row))
+
+    async def _found(self, request_id: str) -> Row:
+        row = await self._row(request_id)
+        if row is None:
+            raise NotFound("There is no request with this id, or it is no longer kept.", param="id")
+        return row
+
+    async def _row(self, request_id: str) -> Row | None:
+        return await self._database.fetch_row(self._queries.find_request, request_id, time_of(request_id))
+
+    async def _attempts(self, row: Row) -> list[Document]:
+        rows = await self._database.fetch(self._queries.attempts_of_request, row["id"], row["admitted_at"])
+        return [shown(attempt) for attempt in rows]
+
+
+def _decoded(row: Row) -> Document:
+    """Bodies are kept as bytes and may be cut anywhere, also inside a character."""
+    return {
+        name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for name, value in row.items()
+    }

@@ -1,0 +1,126 @@
+"""Which targets a model name stands for: an alias, `provider/model`, or a bare name that a provider is known for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Final
+
+from llmproxy.config import ModelConfig
+from llmproxy.errors import ModelNotAllowed, ModelNotFound
+from llmproxy.exchange import Principal, Target
+from llmproxy.providers import Provider
+
+_MAX_REMEMBERED: Final = 10_000
+
+
+class Catalogue:
+    """The models that this configuration offers.
+
+    Args:
+        models: The aliases.
+        providers: The configured providers, by name.
+        known_models: What the price data knows of a provider's models, by the provider's name.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig],
+        providers: Mapping[str, Provider],
+        known_models: Mapping[str, Sequence[str]],
+    ) -> None:
+        self._providers = providers
+        self._offered = {name: tuple(provider.model_names()) for name, provider in providers.items()}
+        self._known = {name: frozenset(known) for name, known in known_models.items()}
+        self._resolved: dict[str, tuple[Target, ...]] = {}
+        self._aliases = {name: tuple(self._targets_of(model)) for name, model in models.items()}
+
+    def resolve(self, model: str, principal: Principal) -> tuple[Target, ...]:
+        """The targets a model name stands for, first choice first, fallbacks last.
+
+        Raises ModelNotFound with the nearest names, ModelNotAllowed when the key may not use it.
+        """
+        targets = self.targets(model)
+        if not targets:
+            raise ModelNotFound(self._unknown(model, principal), param="model")
+        if not may_use(principal, model, targets):
+            raise ModelNotAllowed(f"This key may not use the model '{model}'.", param="model")
+        return targets
+
+    def targets(self, model: str) -> tuple[Target, ...]:
+        """The targets a model name stands for, whoever asks; none when nothing is configured for it."""
+        known = self._resolved.get(model)
+        if known is not None:
+            return known
+        targets = self._resolve(model)
+        if targets:
+            self._remember(model, targets)
+        return targets
+
+    def names(self, principal: Principal) -> list[str]:
+        """Every name to list for a key: aliases, then what each provider offers, as `provider/model`."""
+        return [name for name in self._all_names() if may_use(principal, name, ())]
+
+    def every_name(self) -> list[str]:
+        """Every name there is, whoever may use it."""
+        return list(self._all_names())
+
+    def unresolved(self) -> Iterator[tuple[str, str]]:
+        """Aliases with a target or fallback that no configured provider serves, as (alias, model) pairs."""
+        for alias, targets in self._aliases.items():
+            yield from ((alias, target.model) for target in targets if not target.provider)
+
+    def _targets_of(self, alias: ModelConfig) -> Iterator[Target]:
+        for entry in alias.targets:
+            yield from self._weighted(entry.model, entry.weight)
+        for name in alias.fallbacks:
+            yield from self._weighted(name, 0.0)
+
+    def _weighted(self, name: str, weight: float) -> Iterator[Target]:
+        found = self._qualified(name) or self._bare(name) or Target("", name)
+        yield Target(found.provider, found.model, found.region, weight)
+
+    def _resolve(self, model: str) -> tuple[Target, ...]:
+        if model in self._aliases:
+            return self._aliases[model]
+        target = self._qualified(model) or self._bare(model)
+        return (target,) if target else ()
+
+    def _qualified(self, model: str) -> Target | None:
+        provider, slash, name = model.partition("/")
+        if not slash or not name or provider not in self._providers or not self._providers[provider].serves(name):
+            return None
+        return Target(provider, name, self._providers[provider].config.region)
+
+    def _bare(self, model: str) -> Target | None:
+        """A name without a provider, as unchanged applications send it, goes to the first provider known for it."""
+        for name, provider in self._providers.items():
+            if model in self._offered[name] or model in self._known.get(name, ()):
+                return Target(name, model, provider.config.region)
+        return None
+
+    def _remember(self, model: str, targets: tuple[Target, ...]) -> None:
+        if len(self._resolved) >= _MAX_REMEMBERED:
+            self._resolved.clear()
+        self._resolved[model] = targets
+
+    def _all_names(self) -> Iterable[str]:
+        yield from self._aliases
+        for provider, models in self._offered.items():
+            yield from (f"{provider}/{model}" for model in models or sorted(self._known.get(provider, ())))
+
+    def _unknown(self, model: str, principal: Principal) -> str:
+        near = difflib.get_close_matches(model[:200], self.names(principal), n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+        return f"The model '{model[:200]}' is not configured here.{hint}"
+
+
+def may_use(principal: Principal, model: str, targets: Sequence[Target]) -> bool:
+    """Whether key and workspace both allow a model, by the name asked for or the one it stands for alone."""
+    names = (model, targets[0].name) if len(targets) == 1 else (model,)
+    return _matches(principal.models, names) and _matches(principal.workspace_models, names)
+
+
+def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    return any(pattern == "*" or any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)

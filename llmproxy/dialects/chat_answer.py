@@ -1,0 +1,249 @@
+"""Chat completions answers, whole and streamed: what every translation from another vendor's format ends in.
+
+Sources: the chat completion object and chunk object of the OpenAI API reference; `reasoning_content` and
+`native_finish_reason` are the de-facto extensions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import orjson
+
+from llmproxy.dialects.chat_request import decode_arguments
+from llmproxy.exchange import Document, Usage
+from llmproxy.sse import DONE, encode_event
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerIdentity:
+    """What every chunk of an answer repeats. `created` is in Unix seconds."""
+
+    id: str
+    model: str
+    created: int
+
+
+@dataclass(slots=True)
+class AnsweredCall:
+    """A tool call in an answer; `arguments` is JSON text, never empty."""
+
+    id: str
+    name: str
+    arguments: str = "{}"
+    is_custom: bool = False
+    extra_content: Document = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ChatAnswer:
+    """A whole answer, one choice, to be filled by a translation.
+
+    `thinking_blocks` and `extra_content` are kept as the vendor gave them, signatures included, for the client to send
+    back. `images` are `image_url` parts.
+    """
+
+    identity: AnswerIdentity
+    finish_reason: FinishReason = "stop"
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    thinking_blocks: list[Document] = field(default_factory=list)
+    tool_calls: list[AnsweredCall] = field(default_factory=list)
+    annotations: list[Document] = field(default_factory=list)
+    images: list[Document] = field(default_factory=list)
+    extra_content: Document = field(default_factory=dict)
+    refusal: str | None = None
+    native_finish_reason: str | None = None
+    usage: Usage | None = None
+    extra: Document = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """The chat completion object."""
+        return encode_choices([self])
+
+    def choice(self, index: int) -> Document:
+        """The answer as one of the choices of a completion."""
+        choice: Document = {
+            "index": index,
+            "message": self._message(),
+            "logprobs": self.extra.get("logprobs"),
+            "finish_reason": self.finish_reason,
+        }
+        if self.native_finish_reason is not None:
+            choice["native_finish_reason"] = self.native_finish_reason
+        return choice
+
+    def _message(self) -> Document:
+        text = "".join(self.text)
+        message: Document = {"role": "assistant", "content": text or None, "refusal": self.refusal}
+        if not text and not self.tool_calls and self.refusal is None:
+            message["content"] = ""
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.thinking_blocks:
+            message["thinking_blocks"] = self.thinking_blocks
+        if self.extra_content:
+            message["extra_content"] = self.extra_content
+        if self.annotations:
+            message["annotations"] = self.annotations
+        if self.images:
+            message["images"] = self.images
+        if self.tool_calls:
+            message["tool_calls"] = [_call(call) for call in self.tool_calls]
+        return message
+
+
+def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
+    """The chat completion object of several answers to one request; identity and usage are the first one's."""
+    first = answers[0]
+    completion: Document = {
+        "id": first.identity.id,
+        "object": "chat.completion",
+        "created": first.identity.created,
+        "model": first.identity.model,
+        "choices": [answer.choice(index) for index, answer in enumerate(answers)],
+    }
+    if first.usage is not None:
+        completion["usage"] = usage_document(first.usage)
+    return orjson.dumps(completion)
+
+
+class ChunkWriter:
+    """Writes the chunks of one choice of a streamed answer, in the order the OpenAI stream grammar asks for."""
+
+    __slots__ = ("_base", "_index", "_opened", "tool_count")
+
+    def __init__(self, identity: AnswerIdentity, index: int = 0) -> None:
+        self._index = index
+        self._base: Final = {
+            "id": identity.id,
+            "object": "chat.completion.chunk",
+            "created": identity.created,
+            "model": identity.model,
+        }
+        self._opened = False
+        # Tools are counted from 0 whatever else stands between them.
+        self.tool_count = 0
+
+    def delta(self, **members: object) -> bytes:
+        """A chunk with these delta members; the first one of all also carries the role."""
+        if not self._opened:
+            self._opened = True
+            members = {"role": "assistant", "content": None, **members}
+        return self._chunk(members, None)
+
+    def text(self, text: str) -> bytes:
+        """A piece of content."""
+        return self.delta(content=text)
+
+    def reasoning(self, text: str) -> bytes:
+        """A piece of reasoning."""
+        return self.delta(reasoning_content=text)
+
+    def tool_start(self, call_id: str, name: str, extra_content: Mapping[str, object] | None = None) -> bytes:
+        """The start of the next tool call."""
+        call: Document = {
+            "index": self.tool_count,
+            "id": call_id,
+            "type": "function",
+            "function": {"name": name, "arguments": ""},
+        }
+        if extra_content:
+            call["extra_content"] = extra_content
+        self.tool_count += 1
+        return self.delta(tool_calls=[call])
+
+    def custom_call(self, call_id: str, name: str, text: str) -> bytes:
+        """The next tool call, whole, of a custom tool."""
+        call = {"index": self.tool_count, "id": call_id, "type": "custom", "custom": {"name": name, "input": text}}
+        self.tool_count += 1
+        return self.delta(tool_calls=[call])
+
+    def tool_arguments(self, index: int, fragment: str) -> bytes:
+        """A piece of a tool call's arguments."""
+        return self.delta(tool_calls=[{"index": index, "function": {"arguments": fragment}}])
+
+    def finish(self, reason: FinishReason, native: str | None = None) -> bytes:
+        """The one chunk with a finish reason."""
+        opening = b"" if self._opened else self.delta()
+        return opening + self._chunk({}, reason, native)
+
+    def logprobs(self, logprobs: Document) -> bytes:
+        """A chunk with the log probabilities of what was written before it."""
+        return self._chunk({}, None, logprobs=logprobs)
+
+    def end(self, usage: Usage | None) -> bytes:
+        """The usage chunk, when usage is known, and the end mark."""
+        if usage is None:
+            return DONE
+        return encode_event(orjson.dumps({**self._base, "choices": [], "usage": usage_document(usage)})) + DONE
+
+    def _chunk(
+        self,
+        delta: Mapping[str, object],
+        reason: FinishReason | None,
+        native: str | None = None,
+        logprobs: Document | None = None,
+    ) -> bytes:
+        choice: Document = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        if native is not None:
+            choice["native_finish_reason"] = native
+        return encode_event(orjson.dumps({**self._base, "choices": [choice]}))
+
+
+def usage_document(usage: Usage) -> Document:
+    """Usage as the OpenAI API reports it: totals, with the classes inside them as details."""
+    written_1h = usage.cache_write_1h_input_tokens
+    # The OpenAI form knows one class of cache writes; those kept for an hour cost more.
+    kept_for_an_hour = {"cache_write_1h_tokens": written_1h} if written_1h else {}
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read_input_tokens,
+            "cache_write_tokens": usage.cache_write_5m_input_tokens + written_1h,
+            **kept_for_an_hour,
+            "audio_tokens": usage.audio_input_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_output_tokens,
+            "audio_tokens": usage.audio_output_tokens,
+        },
+    }
+
+
+def custom_input(arguments: str) -> str:
+    """The text for a custom tool, out of the function's arguments it came in (see CUSTOM_TOOL_SCHEMA)."""
+    text = decode_arguments(arguments).get("input")
+    return text if isinstance(text, str) else arguments
+
+
+def new_call_id() -> str:
+    """An id for a tool call whose vendor gave none."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def url_citation(start_index: int, end_index: int, title: str, url: str) -> Document:
+    """A citation as an annotation; indices count characters of the joined text."""
+    citation = {"start_index": start_index, "end_index": end_index, "title": title, "url": url}
+    return {"type": "url_citation", "url_citation": citation}
+
+
+def _call(call: AnsweredCall) -> Document:
+    if call.is_custom:
+        custom = {"name": call.name, "input": custom_input(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
+    document: Document = {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+    if call.extra_content:
+        document["extra_content"] = call.extra_content
+    return document

@@ -1,0 +1,394 @@
+"""A chat completions request taken apart: what every translation to another vendor's format starts from.
+
+All the forms a client may send (content as text, as parts, as null; legacy functions; custom tools) come out as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import orjson
+
+from llmproxy.dialects.media import Media, media_of
+from llmproxy.errors import BadRequest
+from llmproxy.exchange import Document
+
+Role = Literal["system", "user", "assistant", "tool"]
+_ROLES: Final[Mapping[str, Role]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+# What a custom (free-form) tool becomes where a vendor has only functions: one text argument.
+CUSTOM_TOOL_SCHEMA: Final = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+    "additionalProperties": False,
+}
+_EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One piece of content: text, or media (an image, a sound, a file).
+
+    `cache_control` is a prompt-cache mark as the client set it, None when it set none. `path` is where the part
+    stands in the request, for errors.
+    """
+
+    text: str | None
+    path: str
+    media: Media | None = None
+    cache_control: Document | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call the model made earlier. `arguments` is an object; what was no JSON object is wrapped in one.
+
+    `json` is the same as text: the client's own bytes where they were an object, so that no number changes.
+    """
+
+    id: str
+    name: str
+    arguments: Document
+    json: str
+    # What vendors attach to calls and want back, such as thought signatures.
+    extra_content: Document = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message.
+
+    `thinking` holds `thinking_blocks` as a client got them and sends them back; `reasoning` is the plain text.
+    `extra_content` is what vendors attach to messages and want back, such as thought signatures.
+    """
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    thinking: tuple[Document, ...] = ()
+    extra_content: Document = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """All text of the message, joined with nothing between."""
+        return "".join(part.text for part in self.parts if part.text is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; a custom tool comes out as a function with one text argument."""
+
+    name: str
+    description: str | None
+    parameters: Document
+    strict: bool | None = None
+    is_custom: bool = False
+    cache_control: Document | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """`names` are the functions it must be (`named`) or may be (`allowed`, then `required` says whether at all)."""
+
+    mode: Literal["auto", "none", "required", "named", "allowed"]
+    names: tuple[str, ...] = ()
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseFormat:
+    """What the answer must look like."""
+
+    kind: Literal["json_object", "json_schema"]
+    name: str = "response"
+    schema: Document = field(default_factory=dict)
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """The request. Scalars that need no taking apart stay in `document`."""
+
+    document: Document
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    tool_choice: ToolChoice | None
+    response_format: ResponseFormat | None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """`max_completion_tokens`, which wins, or `max_tokens`. Raises BadRequest when it is no positive integer."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            value = self.document.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise BadRequest(f"'{name}' must be a positive integer.", param=name)
+            return value
+        return None
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop sequences, one or many. Raises BadRequest."""
+        value = self.document.get("stop")
+        listed = [value] if isinstance(value, str) else value or []
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise BadRequest("'stop' must be a string or a list of strings.", param="stop")
+        return tuple(listed)
+
+    def number(self, name: str) -> float | None:
+        """A numeric parameter. Raises BadRequest when it is something else."""
+        value = self.document.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise BadRequest(f"'{name}' must be a number.", param=name)
+        return value
+
+
+def read_chat_request(document: Document) -> ChatRequest:
+    """Take a request apart. Raises BadRequest naming the member that is wrong."""
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("'messages' must be a list with at least one message.", param="messages")
+    return ChatRequest(
+        document,
+        tuple(_message(message, f"messages[{number}]") for number, message in enumerate(_with_tool_calls(messages))),
+        read_tools(document),
+        read_tool_choice(document),
+        read_response_format(document),
+    )
+
+
+# Messages
+
+
+def _with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
+    """The messages with legacy function calls as tool calls: each gets an id, which its result then names."""
+    count = 0
+    for message in messages:
+        if not isinstance(message, dict):
+            yield message
+        elif message.get("role") == "function":
+            yield {**message, "tool_call_id": f"call_{count}"}
+        elif isinstance(message.get("function_call"), dict) and not message.get("tool_calls"):
+            count += 1
+            yield {**message, "tool_calls": [{"id": f"call_{count}", "function": message["function_call"]}]}
+        else:
+            yield message
+
+
+def _message(message: object, path: str) -> Message:
+    if not isinstance(message, dict) or str(message.get("role")) not in _ROLES:
+        raise BadRequest(f"'{path}' must be a message with a known role.", param=path)
+    role = _ROLES[message["role"]]
+    if message.get("audio"):
+        sentence = f"'{path}.audio' names an earlier answer's sound, which only the vendor that made it has."
+        raise BadRequest(sentence, code="unsupported_parameter", param=f"{path}.audio")
+    if isinstance(message.get("audio"), dict):
+        raise BadRequest(
+            f"'{path}.audio' names a sound that this provider does not have; send its transcript instead.",
+            code="unsupported_parameter",
+            param=f"{path}.audio",
+        )
+    thinking = message.get("thinking_blocks")
+    reasoning = message.get("reasoning_content")
+    extra = message.get("extra_content")
+    return Message(
+        role,
+        tuple(_parts(message, path)),
+        tuple(_tool_calls(message, path)),
+        _tool_call_id(message, path) if role == "tool" else None,
+        _optional_text(message, "name", path),
+        reasoning if isinstance(reasoning, str) else None,
+        tuple(block for block in thinking if isinstance(block, dict)) if isinstance(thinking, list) else (),
+        extra if isinstance(extra, dict) else {},
+    )
+
+
+def _parts(message: Document, path: str) -> Iterator[Part]:
+    content = message.get("content")
+    if isinstance(content, str):
+        yield Part(content, f"{path}.content", cache_control=_mark(message))
+    elif isinstance(content, list):
+        parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
+        if parts and parts[-1].cache_control is None:
+            parts[-1] = replace(parts[-1], cache_control=_mark(message))
+        yield from parts
+    elif content is not None:
+        raise BadRequest(f"'{path}.content' must be text or a list of parts.", param=f"{path}.content")
+    if isinstance(message.get("refusal"), str):
+        yield Part(message["refusal"], f"{path}.refusal")
+
+
+def _part(part: object, path: str) -> Part:
+    if isinstance(part, str):
+        return Part(part, path)
+    if not isinstance(part, dict):
+        raise BadRequest(f"'{path}' must be a content part.", param=path)
+    kind = part.get("type")
+    if kind in ("text", "refusal") and isinstance(part.get(kind), str):
+        return Part(part[kind], path, cache_control=_mark(part))
+    return Part(None, path, media_of(part, path), _mark(part))
+
+
+def _mark(holder: Document) -> Document | None:
+    """`cache_control` in Anthropic's form, or OpenAI's `prompt_cache_breakpoint` as the same thing."""
+    mark = holder.get("cache_control")
+    if isinstance(mark, dict):
+        return mark
+    return {"type": "ephemeral"} if isinstance(holder.get("prompt_cache_breakpoint"), dict) else None
+
+
+def _tool_calls(message: Document, path: str) -> Iterator[ToolCall]:
+    calls = message.get("tool_calls")
+    for number, call in enumerate(calls if isinstance(calls, list) else []):
+        yield _tool_call(call, f"{path}.tool_calls[{number}]")
+
+
+def _tool_call(call: object, path: str) -> ToolCall:
+    function = call.get("function") or call.get("custom") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRequest(f"'{path}' must be a tool call with an id and a function name.", param=path)
+    if not isinstance(call.get("id"), str):
+        raise BadRequest(f"'{path}.id' must be text.", param=f"{path}.id")
+    extra = call.get("extra_content")
+    text = function.get("arguments")
+    arguments = {"input": function["input"]} if "input" in function else decode_arguments(text)
+    # An object that came as text is that text; all else is written anew.
+    is_exact = isinstance(text, str) and text.strip() and "input" not in function and "_raw" not in arguments
+    json = text if isinstance(text, str) and is_exact else _encoded(arguments, path)
+    return ToolCall(call["id"], function["name"], arguments, json, extra if isinstance(extra, dict) else {})
+
+
+def _encoded(arguments: Document, path: str) -> str:
+    try:
+        return orjson.dumps(arguments).decode()
+    except orjson.JSONEncodeError as error:
+        raise BadRequest(f"'{path}' holds arguments that are nested too deep.", param=path) from error
+
+
+def decode_arguments(arguments: object) -> Document:
+    """A tool call's arguments as an object. Models write broken JSON at times, which must not break the next turn."""
+    if isinstance(arguments, dict):
+        return arguments
+    if not isinstance(arguments, str) or not arguments.strip():
+        return {}
+    try:
+        decoded = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return {"_raw": arguments}
+    return decoded if isinstance(decoded, dict) else {"_raw": arguments}
+
+
+def _tool_call_id(message: Document, path: str) -> str:
+    if not isinstance(message.get("tool_call_id"), str):
+        raise BadRequest(
+            f"'{path}.tool_call_id' must name the call this is the result of.", param=f"{path}.tool_call_id"
+        )
+    return str(message["tool_call_id"])
+
+
+def _optional_text(holder: Document, name: str, path: str) -> str | None:
+    value = holder.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise BadRequest(f"'{path}.{name}' must be text.", param=f"{path}.{name}")
+
+
+# Tools and format
+
+
+def read_tools(document: Document) -> tuple[Tool, ...]:
+    """The tools of a request, legacy functions among them. Raises BadRequest."""
+    return tuple(_tools(document))
+
+
+def _tools(document: Document) -> Iterator[Tool]:
+    tools = document.get("tools") or []
+    if not isinstance(tools, list):
+        raise BadRequest("'tools' must be a list.", param="tools")
+    for number, tool in enumerate(tools):
+        yield _tool(tool, f"tools[{number}]")
+    functions = document.get("functions") or []
+    if not isinstance(functions, list):
+        raise BadRequest("'functions' must be a list.", param="functions")
+    for number, function in enumerate(functions):
+        yield _tool({"type": "function", "function": function}, f"functions[{number}]")
+
+
+def _tool(tool: object, path: str) -> Tool:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    inner = tool.get(kind) if isinstance(tool, dict) and isinstance(kind, str) else None
+    if kind not in ("function", "custom") or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise BadRequest(f"'{path}' must be a function or a custom tool with a name.", param=path)
+    mark = _mark(tool) if isinstance(tool, dict) else None
+    description = _optional_text(inner, "description", path)
+    if kind == "custom":
+        return Tool(inner["name"], description, CUSTOM_TOOL_SCHEMA, is_custom=True, cache_control=mark)
+    parameters = inner.get("parameters")
+    strict = inner.get("strict")
+    return Tool(
+        inner["name"],
+        description,
+        parameters if isinstance(parameters, dict) and parameters else _EMPTY_SCHEMA,
+        strict if isinstance(strict, bool) else None,
+        cache_control=mark,
+    )
+
+
+def read_tool_choice(document: Document) -> ToolChoice | None:
+    """How tools are to be used; None when the request does not say. Raises BadRequest."""
+    choice = document.get("tool_choice", document.get("function_call"))
+    match choice:
+        case None:
+            return None
+        case "auto" | "none" | "required":
+            return ToolChoice(choice)
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}:
+            return ToolChoice("allowed", tuple(_names(tools)), required=mode == "required")
+        case {"function": {"name": str(name)}} | {"custom": {"name": str(name)}} | {"name": str(name)}:
+            return ToolChoice("named", (name,))
+        case _:
+            raise BadRequest("'tool_choice' is not one that is known.", param="tool_choice")
+
+
+def _names(tools: Sequence[Any]) -> Iterator[str]:  # whatever the client put into the list
+    for tool in tools:
+        match tool:
+            case {"function": {"name": str(name)}} | {"custom": {"name": str(name)}} | {"name": str(name)}:
+                yield name
+            case _:
+                raise BadRequest("'tool_choice' names a tool of an unknown form.", param="tool_choice")
+
+
+def read_response_format(document: Document) -> ResponseFormat | None:
+    """What the answer must look like; None when it may be any text. Raises BadRequest."""
+    match document.get("response_format"):
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return ResponseFormat("json_object")
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema), **rest}}:
+            strict = rest.get("strict")
+            name = rest.get("name")
+            return ResponseFormat(
+                "json_schema",
+                name if isinstance(name, str) else "response",
+                schema,
+                strict if isinstance(strict, bool) else None,
+            )
+        case _:
+            raise BadRequest("'response_format' is not one that is known.", param="response_format")

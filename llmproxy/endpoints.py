@@ -1,0 +1,108 @@
+"""What core serves beside the walk: the model list and health."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import orjson
+
+from llmproxy.catalogue import Catalogue
+from llmproxy.errors import StorageError
+from llmproxy.exchange import Answer, Document, Operation, Principal
+from llmproxy.journal import Journal
+from llmproxy.services import Database, Router, RouteRequest
+
+Authenticate = Callable[[RouteRequest], Awaitable[Principal]]
+
+OPERATIONS: Final = {
+    prefix + path: operation
+    for path, operation in (
+        ("/chat/completions", Operation.CHAT),
+        ("/completions", Operation.TEXT_COMPLETION),
+        ("/embeddings", Operation.EMBEDDINGS),
+    )
+    for prefix in ("/v1", "")
+}
+
+
+def json_answer(document: object, status: int = 200) -> Answer:
+    """A JSON response."""
+    return Answer(status, (("content-type", "application/json"),), orjson.dumps(document, default=str))
+
+
+class ModelEndpoints:
+    """`/v1/models`: what the asking key may use."""
+
+    def __init__(self, catalogue: Catalogue, authenticate: Authenticate, created_at: int) -> None:
+        self._catalogue = catalogue
+        self._authenticate = authenticate
+        self._created_at = created_at
+
+    def register(self, router: Router) -> None:
+        """Add the routes."""
+        for prefix in ("/v1", ""):
+            router.add("GET", f"{prefix}/models", self.list_models, admin=False)
+            router.add("GET", f"{prefix}/models/{{model}}", self.show_model, admin=False)
+
+    async def list_models(self, request: RouteRequest) -> Answer:
+        """Every model the key may use."""
+        principal = await self._authenticate(request)
+        models = [self._model(name) for name in self._catalogue.names(principal)]
+        return json_answer({"object": "list", "data": models})
+
+    async def show_model(self, request: RouteRequest) -> Answer:
+        """One model. Raises ModelNotFound or ModelNotAllowed."""
+        principal = await self._authenticate(request)
+        name = request.parameters["model"]
+        self._catalogue.resolve(name, principal)
+        return json_answer(self._model(name))
+
+    def _model(self, name: str) -> Document:
+        provider, slash, _ = name.partition("/")
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created_at,
+            "owned_by": provider if slash else "llmproxy",
+        }
+
+
+class HealthEndpoints:
+    """`/health/live`: the process answers. `/health/ready`: it may be sent requests, and what is wrong if not.
+
+    A lost database does not take a worker out of service: it serves on from memory and its journal, so `ready`
+    answers 200 with `degraded` and names the database. Only what stops requests is 503.
+    """
+
+    def __init__(self, database: Database, journal: Journal) -> None:
+        self._database = database
+        self._journal = journal
+        self.is_draining = False
+
+    def register(self, router: Router) -> None:
+        """Add the routes."""
+        router.add("GET", "/health/live", self.live, admin=False)
+        router.add("GET", "/health/ready", self.ready, admin=False)
+
+    async def live(self, _request: RouteRequest) -> Answer:
+        """The event loop turns."""
+        return json_answer({"status": "ok"})
+
+    async def ready(self, _request: RouteRequest) -> Answer:
+        """Whether requests can be served, dependency by dependency."""
+        checks = {
+            "database": await self._database_check(),
+            "journal": {"ok": self._journal.writable, "detail": self._journal.failure},
+            "draining": {"ok": not self.is_draining, "detail": "shutting down" if self.is_draining else None},
+        }
+        serving = checks["journal"]["ok"] and checks["draining"]["ok"]
+        status = "ok" if all(check["ok"] for check in checks.values()) else "degraded" if serving else "unavailable"
+        return json_answer({"status": status, "checks": checks}, 200 if serving else 503)
+
+    async def _database_check(self) -> Document:
+        try:
+            await self._database.fetch("SELECT 1")
+        except StorageError as error:
+            return {"ok": False, "detail": error.message, "unshipped_rows": self._journal.pending}
+        return {"ok": True, "detail": None, "unshipped_rows": self._journal.pending}

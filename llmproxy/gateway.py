@@ -1,0 +1,198 @@
+"""One configuration, resolved into everything a request meets: what a reload builds anew and swaps whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+from llmproxy.accounting import Accounting
+from llmproxy.attempt import Attempts
+from llmproxy.catalogue import Catalogue
+from llmproxy.config import Config, ProviderConfig
+from llmproxy.config_document import ConfigDocument
+from llmproxy.errors import ConfigError
+from llmproxy.hookcalls import OnFailure, Trace
+from llmproxy.hooks import RegisteredPlugin
+from llmproxy.journal import Journal
+from llmproxy.keys import KeyRing
+from llmproxy.pipeline import Pipeline
+from llmproxy.plugins import Plugins, PluginSource, enabled, installed
+from llmproxy.pricing import PriceBook
+from llmproxy.providers import Provider, Transport
+from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.routes import Routes
+from llmproxy.services import Services
+
+DEFAULT_CONFIG_NAME: Final = "built-in defaults"
+# What a reload cannot change, for a socket, a pool, a file or a process stands on it.
+FIXED_SECTIONS: Final = ("server", "database", "journal", "audit", "logging")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A configuration that has been read and found right, plugins made and provider sections validated."""
+
+    config: Config
+    plugins: Plugins
+    providers: Mapping[str, Provider]
+    prices: PriceBook
+    catalogue: Catalogue
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What outlives configurations: the parts a worker has one of."""
+
+    services: Services
+    transport: Transport
+    journal: Journal
+    keys: KeyRing
+
+
+class Gateway:
+    """A configuration at work."""
+
+    def __init__(self, configuration: Configuration, core: Core) -> None:
+        self.configuration: Final = configuration
+        self.routes: Final = Routes()
+        config, services = configuration.config, core.services
+        accounting = Accounting(configuration.providers, configuration.prices, services.clock)
+        attempts = Attempts(configuration.providers, core.transport, config.timeouts, services.clock)
+        self.accounting: Final = accounting
+        self.pipeline: Final = Pipeline(
+            hooks=configuration.plugins.hooks,
+            keys=core.keys,
+            catalogue=configuration.catalogue,
+            attempts=attempts,
+            accounting=accounting,
+            journal=core.journal,
+            audit=config.audit,
+            clock=services.clock,
+            tasks=services.tasks,
+            log=services.log,
+        )
+
+    async def startup(self) -> None:
+        """Start providers and plugins. Raises an LLMProxyError; nothing is left running then."""
+        self.configuration.plugins.register_routes(self.routes)
+        async with AsyncExitStack() as undo:
+            for provider in self.configuration.providers.values():
+                await provider.startup()
+                undo.push_async_callback(provider.shutdown)
+            await self.configuration.plugins.startup()
+            undo.pop_all()
+
+    async def shutdown(self) -> None:
+        """Stop plugins and providers, once no exchange is left in the pipeline."""
+        await self.pipeline.idle()
+        await self.configuration.plugins.shutdown()
+        for provider in self.configuration.providers.values():
+            await provider.shutdown()
+
+
+def refuse_fixed(running: Config, wanted: Config) -> None:
+    """Raise ConfigError when a reload would have to change what it cannot."""
+    changed = [section for section in FIXED_SECTIONS if getattr(running, section) != getattr(wanted, section)]
+    if changed:
+        mistake = "this section takes effect only at a restart; change it back, or restart"
+        raise ConfigError(*(f"{section}: {mistake}" for section in changed))
+
+
+def read_configuration(
+    path: Path | None, services: Services, available: Mapping[str, PluginSource] | None = None
+) -> Configuration:
+    """Read, check and resolve a configuration file; without a path, what can be served out of the box.
+
+    Raises ConfigError with every mistake at once.
+
+    Args:
+        available: The plugins that may be enabled, by name; None stands for those that are installed.
+    """
+    available = installed() if available is None else available
+    document = _document(path, os.environ)
+    config = document.validate(Config)
+    if config is None:
+        # The core is wrong already: the sections are still looked at, so that one run shows every mistake.
+        enabled(document.names("plugins"), document, available)
+        raise ConfigError(*document.mistakes)
+    plugins = Plugins.load(
+        document.names("plugins"),
+        document,
+        services,
+        on_failure=_reporter(services),
+        built_in=[RegisteredPlugin("core", BuiltinProviders())],
+        available=available,
+        trace=_trace(services),
+    )
+    providers = _providers(config, document, plugins, services)
+    document.raise_if_mistaken()
+    prices = PriceBook(config.prices)
+    known = {name: prices.known_models(provider.price_provider) for name, provider in providers.items()}
+    catalogue = Catalogue(config.models, providers, known)
+    for alias, model in catalogue.unresolved():
+        document.mistake(f"no configured provider serves '{model}'", "models", alias, near=catalogue.every_name())
+    document.raise_if_mistaken()
+    return Configuration(config, plugins, providers, prices, catalogue)
+
+
+def _document(path: Path | None, environ: Mapping[str, str]) -> ConfigDocument:
+    if path is not None:
+        return ConfigDocument.read(path, environ)
+    return ConfigDocument.parse(default_config(environ), DEFAULT_CONFIG_NAME, environ)
+
+
+def default_config(environ: Mapping[str, str]) -> str:
+    """What is served without a file: the demo, and every provider whose usual key variable is set."""
+    lines = ["providers:", "  demo: {}"]
+    for kind in BuiltinProviders().register_providers(Config()):
+        variable = next((name for name in kind.key_variables if environ.get(name)), None)
+        if variable is not None and not any(line.startswith(f"  {kind.kind}:") for line in lines):
+            lines.append(f'  {kind.kind}: {{api_key: "${{{variable}}}"}}')
+    return "\n".join(lines) + "\n"
+
+
+def _providers(
+    config: Config, document: ConfigDocument, plugins: Plugins, services: Services
+) -> Mapping[str, Provider]:
+    kinds = plugins.provider_kinds(config)
+    providers = {}
+    for name, section in config.providers.items():
+        kind = kinds.get(str(section.get("kind") or name))
+        if kind is None:
+            place = ("providers", name, "kind") if section.get("kind") else ("providers", name)
+            sentence = "no provider of this kind is known; set `kind: openai` for an endpoint of your own"
+            document.mistake(sentence, *place, near=kinds)
+        elif (validated := document.validate(kind.Config, "providers", name)) is not None and not document.mistakes:
+            providers[name] = kind(name, _with_key(validated, kind), services)
+    return providers
+
+
+def _with_key(section: ProviderConfig, kind: type[Provider]) -> ProviderConfig:
+    """A section without a key takes the vendor's usual variable; never for an address other than the vendor's own."""
+    if section.api_key is not None or section.base_url is not None:
+        return section
+    key = next((os.environ[name] for name in kind.key_variables if os.environ.get(name)), None)
+    return section.model_copy(update={"api_key": SecretStr(key)}) if key else section
+
+
+def _reporter(services: Services) -> OnFailure:
+    def report(plugin: str, hook: str, error: Exception) -> None:
+        services.log.error("plugin_failed", plugin=plugin, hook=hook, error=repr(error), exc_info=error)
+
+    return report
+
+
+def _trace(services: Services) -> Trace | None:
+    if not os.environ.get("LLMPROXY_TRACE_HOOKS"):
+        return None
+
+    def report(plugin: str, hook: str, seconds: float) -> None:
+        services.log.info("hook", plugin=plugin, hook=hook, duration_ms=round(seconds * 1000, 3))
+
+    return report

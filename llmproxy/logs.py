@@ -1,0 +1,48 @@
+"""The gateway's own log, on standard error: readable text for people, one JSON object a line for machines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import orjson
+import structlog
+from structlog.typing import Processor
+
+from llmproxy.config import LoggingConfig
+from llmproxy.services import Log
+
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def make_log(config: LoggingConfig) -> Log:
+    """A log of the configured format and level; it belongs to whoever asked, nothing global is set."""
+    log: Log = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *(_as_json() if config.format == "json" else _as_text()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
+        cache_logger_on_first_use=True,
+    )
+    return log
+
+
+def _as_text() -> list[Processor]:
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+
+
+def _as_json() -> list[Processor]:
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_encoded)]
+
+
+def _encoded(event: object, **_options: object) -> str:
+    return orjson.dumps(event, default=str).decode()

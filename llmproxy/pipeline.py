@@ -1,0 +1,356 @@
+"""The walk: the one place that knows in which order an exchange meets the hooks.
+
+bytes → principal → request → candidates → (answer | target → attempt)+ → answer → usage → cost → row
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from llmproxy import records
+from llmproxy.accounting import Accounting
+from llmproxy.attempt import Attempts
+from llmproxy.attribution import attribution_of, comma_list, timeout_seconds
+from llmproxy.catalogue import Catalogue
+from llmproxy.config import AuditConfig
+from llmproxy.dialects.openai_errors import error_body, error_event, error_headers
+from llmproxy.errors import (
+    BadRequest,
+    ClientDisconnected,
+    ClientError,
+    LLMProxyError,
+    PluginError,
+    Refused,
+    UpstreamError,
+)
+from llmproxy.exchange import Answer, Attempt, Exchange, Headers, Outcome, Principal, Request, Target
+from llmproxy.hooks import Hooks
+from llmproxy.journal import Journal
+from llmproxy.keys import KeyRing
+from llmproxy.records import Bodies
+from llmproxy.services import Clock, Log, Tasks
+from llmproxy.splice import decode_object
+from llmproxy.stream import BodyCapture, Client, relay
+
+# Whatever plugins wish for, one exchange never makes more attempts than this.
+MAX_ATTEMPTS: Final = 20
+# ARNs of inference profiles are the longest names in use, at some 150.
+MAX_MODEL_CHARACTERS: Final = 500
+_FALLBACK_MEMBERS: Final = ("fallbacks", "models")
+
+
+class Pipeline:
+    """Carries exchanges through one configuration's hooks, providers and models."""
+
+    def __init__(
+        self,
+        *,
+        hooks: Hooks,
+        keys: KeyRing,
+        catalogue: Catalogue,
+        attempts: Attempts,
+        accounting: Accounting,
+        journal: Journal,
+        audit: AuditConfig,
+        clock: Clock,
+        tasks: Tasks,
+        log: Log,
+    ) -> None:
+        self._hooks = hooks
+        self._keys = keys
+        self._catalogue = catalogue
+        self._attempts = attempts
+        self._accounting = accounting
+        self._journal = journal
+        self._audit = audit
+        self._clock = clock
+        self._tasks = tasks
+        self._log = log
+        self._live = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until no exchange is on its way, `on_complete` included."""
+        await self._idle.wait()
+
+    async def handle(self, exchange: Exchange, client: Client) -> None:
+        """Carry one exchange from the client's request to its record; every one let in leaves exactly one."""
+        try:
+            await self._let_in(exchange, client)
+        except LLMProxyError as error:
+            return await self._refuse(exchange, client, error)
+        self._begun()
+        bodies = self._bodies(exchange)
+        try:
+            exchange.answer = await self._answer(exchange)
+            await self._deliver(exchange, client, bodies)
+            exchange.outcome = Outcome.SUCCEEDED
+        except asyncio.CancelledError:
+            self._ended_by(exchange, ClientDisconnected("The client hung up before the answer was complete."))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever went wrong, the client is told and the row is written
+            known = error if isinstance(error, LLMProxyError) else self._internal(exchange, error)
+            self._ended_by(exchange, known)
+            await self._refuse(exchange, client, known)
+        finally:
+            self._record(exchange, client, bodies)
+        return None
+
+    # The way in
+
+    async def authenticate(self, exchange: Exchange) -> Principal:
+        """Who is asking, from the headers alone. Raises Unauthenticated."""
+        principal = await self._hooks.authenticate(exchange) if self._hooks.authenticate else None
+        return principal or self._keys.authenticate(exchange.headers)
+
+    async def _let_in(self, exchange: Exchange, client: Client) -> None:
+        """Everything that must be right before there is a row to write: the key, the request, the journal."""
+        exchange.principal = await self.authenticate(exchange)
+        exchange.attribution = attribution_of(exchange.headers, exchange.principal)
+        body = await client.read_body()
+        document = decode_object(body)
+        _check_model_name(document.get("model"))
+        exchange.request = Request(exchange.operation, body, document)
+        self._journal.begin(exchange.id, records.admission(exchange))
+        if exchange.request.is_stream:
+            client.expect_stream([("x-llmproxy-request-id", exchange.id)])
+
+    async def _answer(self, exchange: Exchange) -> Answer:
+        exchange.candidates = self._candidates(exchange)
+        if self._hooks.pre_request and (answer := await self._hooks.pre_request(exchange)):
+            return answer
+        exchange.targets = exchange.candidates
+        if self._hooks.narrow_targets:
+            exchange.targets = tuple(await self._hooks.narrow_targets(exchange, exchange.candidates))
+        if not exchange.targets:
+            raise Refused("No target that this request may use is left.", code="no_target_allowed", param="model")
+        return await self._attempt_until_answered(exchange)
+
+    def _candidates(self, exchange: Exchange) -> tuple[Target, ...]:
+        """The model's own targets, then those the client asked for in case they fail."""
+        fallbacks = _asked_fallbacks(exchange)
+        for name in fallbacks:
+            _check_model_name(name)
+        names = [exchange.request.model, *fallbacks]
+        found = [target for name in names for target in self._catalogue.resolve(name, exchange.principal)]
+        return tuple(dict.fromkeys(found))
+
+    # Attempts
+
+    async def _attempt_until_answered(self, exchange: Exchange) -> Answer:
+        patience = timeout_seconds(exchange.headers)
+        deadline = exchange.started_monotonic + patience if patience is not None else float("inf")
+        while True:
+            attempt = self._attempts.begin(exchange, await self._choose(exchange))
+            exchange.attempts.append(attempt)
+            try:
+                return await self._attempt(exchange, attempt, deadline)
+            except UpstreamError as error:
+                answer = await self._after(exchange, attempt, error, deadline)
+            if answer is not None:
+                return answer
+
+    async def _attempt(self, exchange: Exchange, attempt: Attempt, deadline: float) -> Answer:
+        try:
+            if self._hooks.pre_attempt:
+                await self._hooks.pre_attempt(exchange, attempt)
+            left = deadline - attempt.started_monotonic
+            return await self._attempts.answer(exchange, attempt, left if left != float("inf") else None)
+        except LLMProxyError as error:
+            attempt.error = error
+            raise
+        finally:
+            attempt.duration_seconds = self._clock.monotonic() - attempt.started_monotonic
+
+    async def _choose(self, exchange: Exchange) -> Target:
+        if self._hooks.choose_provider and (target := await self._hooks.choose_provider(exchange)):
+            return target
+        tried = [attempt.target for attempt in exchange.attempts]
+        return min(exchange.targets, key=tried.count)
+
+    async def _after(
+        self, exchange: Exchange, attempt: Attempt, error: UpstreamError, deadline: float
+    ) -> Answer | None:
+        """What to serve instead, or None to try again; raises `error` when it is final."""
+        verdict = await self._hooks.on_error(exchange, attempt, error) if self._hooks.on_error else None
+        if isinstance(verdict, Answer):
+            return verdict
+        if verdict is None or len(exchange.attempts) >= MAX_ATTEMPTS:
+            raise error
+        if self._clock.monotonic() + verdict.after_seconds >= deadline:
+            exchange.decide("core", "gave up", "the client's deadline leaves no time for another attempt")
+            raise error
+        await self._clock.sleep(verdict.after_seconds)
+        return None
+
+    # The way back
+
+    async def _deliver(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
+        exchange.first_chunk_seconds = self._since_start(exchange)
+        answer = exchange.answer
+        if answer is None or answer.stream is None:
+            return await self._deliver_whole(exchange, client, bodies)
+        client.open_stream([*answer.headers, *self._head(exchange)])
+        try:
+            await relay(exchange, answer.stream, client, self._hooks.on_stream_chunk, bodies.response)
+        except UpstreamError as error:
+            exchange.attempts[-1].error = error
+            raise
+        await self._after_stream(exchange)
+        return None
+
+    async def _deliver_whole(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
+        self._accounting.settle(exchange)
+        if self._hooks.post_response:
+            await self._hooks.post_response(exchange)
+        answer = exchange.answer
+        if answer is None or client.is_open:
+            raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
+        if bodies.response is not None:
+            bodies.response.add(answer.body)
+        await client.send(answer.status, [*answer.headers, *self._head(exchange), *_cost_header(exchange)], answer.body)
+
+    async def _after_stream(self, exchange: Exchange) -> None:
+        if not self._hooks.post_response:
+            return
+        self._accounting.settle(exchange)
+        try:
+            await self._hooks.post_response(exchange)
+        except LLMProxyError as error:
+            # The client has its answer already: all that is left is to say so.
+            self._log.error("post_response_failed", request_id=exchange.id, error=str(error))
+
+    async def _refuse(self, exchange: Exchange, client: Client, error: LLMProxyError) -> None:
+        """Tell the client, in its dialect; once a stream is open that can only be an error event."""
+        if isinstance(error, PluginError):
+            self._log.error("plugin_failed", request_id=exchange.id, error=error.message, exc_info=error.__cause__)
+        try:
+            if client.is_open:
+                await client.write(error_event(error, exchange.id))
+                return await client.end_stream()
+            await client.send(error.http_status, self._refusal_head(exchange, error), error_body(error, exchange.id))
+        except ClientDisconnected:
+            self._log.debug("refusal_not_delivered", request_id=exchange.id)
+        return None
+
+    def _record(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
+        """Settle and write the row. No await in here: nothing can come between an ending and its record."""
+        exchange.duration_seconds = self._since_start(exchange)
+        for attempt in exchange.attempts:
+            attempt.duration_seconds = attempt.duration_seconds or self._clock.monotonic() - attempt.started_monotonic
+        try:
+            self._wind_up(exchange)
+        except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
+            self._internal(exchange, error)
+        if bodies.request is not None:
+            bodies.request.add(exchange.request.encode())
+        self._journal.end(exchange.id, records.completion(exchange, client.status, client.bytes_sent, bodies))
+        if self._hooks.on_complete:
+            # In a task of its own: the client, and the cancellation it may have caused, are done with.
+            self._tasks.start("on_complete", self._complete(self._hooks.on_complete(exchange)))
+        else:
+            self._ended()
+
+    def _wind_up(self, exchange: Exchange) -> None:
+        if exchange.answer is not None and exchange.answer.stream is not None:
+            exchange.answer.stream.close()
+        self._accounting.settle(exchange)
+
+    async def _complete(self, listeners: Coroutine[Any, Any, None]) -> None:  # a coroutine's other types say nothing
+        try:
+            await listeners
+        finally:
+            self._ended()
+
+    def _begun(self) -> None:
+        self._live += 1
+        self._idle.clear()
+
+    def _ended(self) -> None:
+        self._live -= 1
+        if not self._live:
+            self._idle.set()
+
+    # Small print
+
+    def _head(self, exchange: Exchange) -> Headers:
+        answer, target = exchange.answer, exchange.target
+        upstream_seconds = sum(attempt.duration_seconds or 0.0 for attempt in exchange.attempts)
+        overhead_seconds = max(0.0, self._since_start(exchange) - upstream_seconds)
+        head = [
+            ("x-llmproxy-request-id", exchange.id),
+            ("x-llmproxy-attempts", str(len(exchange.attempts))),
+            ("x-llmproxy-overhead-ms", f"{overhead_seconds * 1000:.2f}"),
+            *exchange.response_headers,
+        ]
+        if exchange.attempts and exchange.attempts[-1].dropped:
+            head.append(("x-llmproxy-dropped", ", ".join(exchange.attempts[-1].dropped)))
+        if target is not None:
+            head += [("x-llmproxy-provider", target.provider), ("x-llmproxy-model", target.name)]
+        if answer is not None and answer.cache is not None:
+            head.append(("x-llmproxy-cache", answer.cache))
+        return head
+
+    def _refusal_head(self, exchange: Exchange, error: LLMProxyError) -> Headers:
+        attempts = exchange.attempts
+        relayed = attempts[-1].headers if attempts and attempts[-1].error is error else ()
+        head = [*error_headers(error), *self._head(exchange)]
+        head += [(name, value) for name, value in relayed if not name.startswith("retry-after")]
+        if len(attempts) > 1:
+            head.append(("x-should-retry", "false"))
+        return head
+
+    def _bodies(self, exchange: Exchange) -> Bodies:
+        workspace = self._keys.workspace(exchange.principal.workspace)
+        wanted = workspace.bodies if workspace and workspace.bodies else self._audit.bodies
+        room = self._audit.max_body_bytes
+        return Bodies(
+            BodyCapture(room) if wanted in ("requests", "all") else None,
+            BodyCapture(room) if wanted in ("responses", "all") else None,
+        )
+
+    def _ended_by(self, exchange: Exchange, error: LLMProxyError) -> None:
+        exchange.error = error
+        if isinstance(error, ClientDisconnected):
+            exchange.outcome = Outcome.DISCONNECTED
+        else:
+            exchange.outcome = Outcome.REFUSED if isinstance(error, ClientError) else Outcome.FAILED
+
+    def _internal(self, exchange: Exchange, error: Exception) -> LLMProxyError:
+        self._log.error("internal_error", request_id=exchange.id, error=repr(error), exc_info=error)
+        return LLMProxyError("The gateway failed on this request; its log has the details under the request id.")
+
+    def _since_start(self, exchange: Exchange) -> float:
+        return self._clock.monotonic() - exchange.started_monotonic
+
+
+def _check_model_name(name: object) -> None:
+    """Names travel on in header fields and rows. Raises BadRequest for what could not."""
+    if not isinstance(name, str) or not name:
+        raise BadRequest("The request names no model; set 'model' to a string.", param="model")
+    if len(name) > MAX_MODEL_CHARACTERS or not name.isprintable():
+        raise BadRequest(
+            f"A model's name must be printable and no longer than {MAX_MODEL_CHARACTERS} characters.", param="model"
+        )
+
+
+def _asked_fallbacks(exchange: Exchange) -> list[str]:
+    """The models a client names in case the first fails, in the header or the body; the body is rid of them."""
+    names = list(comma_list(exchange.headers.get("x-llmproxy-fallback", "")))
+    for member in _FALLBACK_MEMBERS:
+        listed = exchange.request.document.get(member)
+        if listed is None:
+            continue
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise BadRequest(f"'{member}' must be a list of model names.", param=member)
+        names += listed
+        exchange.request.remove(member)
+    return names
+
+
+def _cost_header(exchange: Exchange) -> Headers:
+    cost = exchange.cost
+    return [("x-llmproxy-cost-usd", f"{cost.amount_usd:f}")] if cost and cost.amount_usd is not None else []

@@ -1,0 +1,352 @@
+"""The side clients talk to: aiohttp's `web.Server`, our own routes, and a client's connection as the walk sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
+from multidict import CIMultiDict
+
+from llmproxy.config import ServerConfig
+from llmproxy.dialects.openai_errors import error_body, error_headers
+from llmproxy.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ClientDisconnected,
+    ClientError,
+    LLMProxyError,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from llmproxy.exchange import Headers
+
+_STREAM_HEAD: Final = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
+_KEEP_ALIVE_COMMENT: Final = b": keep-alive\n\n"
+_ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
+_WRONG_ENCODING: Final = "The request body's content encoding is not supported; send gzip or plain JSON."
+_TOO_SLOW: Final = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%b"
+)
+
+Handler = Callable[["ClientConnection"], Awaitable[None]]
+
+
+class ClientConnection:
+    """One request of a client, and the response to it: the `Client` of the walk."""
+
+    def __init__(self, request: web.BaseRequest, config: ServerConfig, server: Server) -> None:
+        self.request = request
+        self.bytes_sent = 0
+        self.status = 499
+        self.last_write_seconds = asyncio.get_running_loop().time()
+        self.response: web.StreamResponse | None = None
+        self.must_close = False
+        self._config = config
+        self._server = server
+        self._stream_head: Headers = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a response's head has gone out."""
+        return self.response is not None
+
+    async def read_body(self) -> bytes:
+        """The body, decoded if it came compressed, and never more of it than `server.max_body_bytes`."""
+        self._check_head()
+        if self.request.headers.get("expect", "").lower() == "100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            async with asyncio.timeout(self._config.body_seconds):
+                return await self._read_body()
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"The request body did not arrive within {self._config.body_seconds:g} seconds."
+            ) from error
+        except web.RequestPayloadError as error:
+            raise BadRequest("The request body could not be read; its framing or its compression is broken.") from error
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole response, head and body in one write."""
+        self._server.streams.discard(self)
+        response = await self._prepare(_WholeResponse(status, headers, body))
+        with _mapped_disconnect():
+            await response.write_eof()
+        self.bytes_sent += len(body)
+
+    async def refuse(self, error: LLMProxyError) -> None:
+        """A whole response that says why there is no other."""
+        await self.send(error.http_status, error_headers(error), error_body(error, None))
+
+    def expect_stream(self, headers: Headers) -> None:
+        """The answer will be a stream: from now on, keep-alive comments go out while nothing else does."""
+        self._server.streams.add(self)
+        self._stream_head = headers
+
+    def open_stream(self, headers: Headers) -> None:
+        """Have the stream begin with this head, which goes out with the first bytes, if none has gone out yet."""
+        self._stream_head = headers
+
+    async def write(self, data: bytes) -> None:
+        """Some bytes of the stream, waiting while the client is slow."""
+        self.last_write_seconds = asyncio.get_running_loop().time()
+        response = await self._stream()
+        try:
+            async with asyncio.timeout(self._config.write_seconds):
+                with _mapped_disconnect():
+                    await response.write(data)
+        except TimeoutError as error:
+            self.abort()
+            raise ClientDisconnected("The client stopped reading its answer.") from error
+        self.bytes_sent += len(data)
+
+    async def end_stream(self) -> None:
+        """The stream is over."""
+        self._server.streams.discard(self)
+        response = await self._stream()
+        with _mapped_disconnect():
+            await response.write_eof()
+
+    def abort(self) -> None:
+        """Break the connection off."""
+        self._server.streams.discard(self)
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
+    async def keep_alive(self) -> None:
+        """A comment, so that nobody between us and the client takes silence for death."""
+        if not self._transport.get_write_buffer_size():
+            await self.write(_KEEP_ALIVE_COMMENT)
+
+    def _check_head(self) -> None:
+        headers = self.request.headers
+        length = self.request.content_length
+        if length is not None and length > self._config.max_body_bytes:
+            raise self._too_large()
+        if headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
+            raise UnsupportedMediaType(_WRONG_ENCODING)
+        kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            raise UnsupportedMediaType("The request body must be JSON; set 'content-type: application/json'.")
+
+    async def _read_body(self) -> bytes:
+        pieces = []
+        size = 0
+        while piece := await self.request.content.readany():
+            size += len(piece)
+            if size > self._config.max_body_bytes:
+                raise self._too_large()
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The request body is larger than {self._config.max_body_bytes} bytes.")
+
+    async def _stream(self) -> web.StreamResponse:
+        return self.response or await self._prepare(_EventStream(self._stream_head))
+
+    async def _prepare(self, response: web.StreamResponse) -> web.StreamResponse:
+        content = self.request.content
+        if self.must_close or self._server.is_draining or content.exception() is not None or not content.is_eof():
+            # What is left of a body that nobody reads stands between this request and the next.
+            response.force_close()
+        with _mapped_disconnect():
+            await response.prepare(self.request)
+        self.response = response
+        self.status = response.status
+        return response
+
+    @property
+    def _transport(self) -> asyncio.Transport:
+        if self.request.transport is None:
+            raise ClientDisconnected("The client hung up.")
+        return self.request.transport
+
+
+class Server(web.Server):
+    """Accepts connections and hands each request to `handler`; sweeps once a second for what is overdue.
+
+    Attributes:
+        streams: The streams that are open, for keep-alive comments.
+        is_draining: Whether responses should close their connections.
+    """
+
+    def __init__(self, handler: Handler, config: ServerConfig) -> None:
+        super().__init__(
+            self._handle,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=config.keep_alive_seconds,
+            lingering_time=2.0,
+            max_line_size=config.max_header_bytes,
+            max_field_size=config.max_header_bytes,
+        )
+        self.streams: set[ClientConnection] = set()
+        self.is_draining = False
+        self.live_requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.config = config
+        self._handler = handler
+
+    def __call__(self) -> web.RequestHandler:
+        """A protocol for a new connection."""
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._kwargs)
+
+    async def idle(self) -> None:
+        """Wait until no request is being served."""
+        await self._idle.wait()
+
+    async def sweep(self) -> None:
+        """Close connections whose request head is overdue; send keep-alive comments where they are due."""
+        now = asyncio.get_running_loop().time()
+        for connection in self.connections:
+            if isinstance(connection, _Connection) and connection.head_overdue(now, self.config.head_seconds):
+                connection.close_slow()
+        for stream in [s for s in self.streams if now - s.last_write_seconds >= self.config.heartbeat_seconds]:
+            # Whoever has hung up is found by the relay, which owns the exchange.
+            with contextlib.suppress(ClientDisconnected):
+                await stream.keep_alive()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        client = ClientConnection(request, self.config, self)
+        self.live_requests += 1
+        self._idle.clear()
+        try:
+            await self._serve(client)
+        except ClientDisconnected:
+            client.abort()
+        finally:
+            self.streams.discard(client)
+            self.live_requests -= 1
+            if not self.live_requests:
+                self._idle.set()
+        return client.response or web.Response(status=500)
+
+    async def _serve(self, client: ClientConnection) -> None:
+        try:
+            self._check_head(client)
+            await self._handler(client)
+        except ClientDisconnected:
+            raise
+        except LLMProxyError as error:
+            await client.refuse(error)
+
+    def _check_head(self, client: ClientConnection) -> None:
+        """What the parser lets pass: fields too large in sum, and framing that others may read in another way."""
+        request = client.request
+        is_large = sum(len(name) + len(value) for name, value in request.raw_headers) > self.config.max_header_bytes
+        is_plain = request.headers.get("transfer-encoding", "chunked").lower() == "chunked"
+        client.must_close = is_large or not is_plain
+        if is_large:
+            raise _malformed(LineTooLong(b"", self.config.max_header_bytes))
+        if not is_plain:
+            raise BadRequest("The transfer encoding is not supported; send 'chunked' alone.")
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's protocol, which also notices a request head that never ends, and speaks JSON about bad requests."""
+
+    __slots__ = ("_head_since",)
+
+    def __init__(self, manager: Server, *, loop: asyncio.AbstractEventLoop, **kwargs: Any) -> None:  # aiohttp's own
+        super().__init__(manager, loop=loop, **kwargs)
+        self._head_since: float | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count > before:
+            self._head_since = None
+            self._end_broken_body()
+        elif self._head_since is None and self._is_idle:
+            self._head_since = self._loop.time()
+
+    def head_overdue(self, now: float, head_seconds: float) -> bool:
+        """Whether a request head was begun and has not ended in time."""
+        return self._head_since is not None and now - self._head_since > head_seconds
+
+    def close_slow(self) -> None:
+        """Say 408 and hang up."""
+        self._head_since = None
+        body = error_body(RequestTimeout("The request's head did not arrive in time."), None)
+        if self.transport is not None:
+            self.transport.write(_TOO_SLOW % (len(body), body))
+            self.transport.close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """A malformed request, answered in the shape that every other error has."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("A response has been started already.")
+        if status >= 500:
+            self.log_exception("A request failed.", exc_info=exc)
+        error = _malformed(exc) if status < 500 else LLMProxyError("The gateway failed on this request.")
+        response = _WholeResponse(error.http_status, error_headers(error), error_body(error, None))
+        response.force_close()
+        return response
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether aiohttp waits for a request: what comes then belongs to the head of the next."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _end_broken_body(self) -> None:
+        """End the wait for a body whose framing has just turned out broken: aiohttp queues the error behind it."""
+        request = self._current_request
+        if request is not None and not isinstance(self._messages[-1][0], RawRequestMessage):
+            request.content.set_exception(web.RequestPayloadError())
+            request.content.feed_eof()
+
+
+def _malformed(error: BaseException | None) -> ClientError:
+    match error:
+        case LineTooLong():
+            return ClientError("The request's head is too large.", status=431)
+        case ContentEncodingError():
+            return UnsupportedMediaType(_WRONG_ENCODING)
+        case _:
+            return ClientError("The request is not valid HTTP/1.1.")
+
+
+class _WholeResponse(web.Response):
+    """A response without the headers that aiohttp would add about itself."""
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        super().__init__(status=status, body=body, headers=CIMultiDict(headers))
+        self.headers["server"] = "llmproxy"
+
+
+class _EventStream(web.StreamResponse):
+    """Server-sent events; the head waits for the first event, so that both leave in one write."""
+
+    _send_headers_immediately = False
+
+    def __init__(self, headers: Headers) -> None:
+        named = {name for name, _ in _STREAM_HEAD}
+        kept = [(name, value) for name, value in headers if name not in named]
+        super().__init__(status=200, headers=CIMultiDict([*_STREAM_HEAD, *kept]))
+        self.headers["server"] = "llmproxy"
+
+
+@contextlib.contextmanager
+def _mapped_disconnect() -> Iterator[None]:
+    try:
+        yield
+    except ConnectionError as error:
+        raise ClientDisconnected("The client hung up before the answer was complete.") from error

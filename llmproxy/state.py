@@ -1,0 +1,67 @@
+"""The state directory: generated keys, the journal, and the embedded database, for their owner's eyes only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from llmproxy.errors import StorageError
+from llmproxy.keys import new_key
+
+DEFAULT_STATE_DIRECTORY: Final = Path(".llmproxy")
+_ADMIN_KEY: Final = "admin-key"
+
+
+class StateDirectory:
+    """A directory of mode 0700 and what core keeps in it. Raises StorageError when it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path.resolve()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise StorageError(f"The state directory {path} cannot be used: {error.strerror}.") from error
+
+    @property
+    def journal(self) -> Path:
+        """Where workers write what they let in."""
+        return self.path / "journal"
+
+    @property
+    def admin_key_file(self) -> Path:
+        """Where the admin key is kept that was made at the first start."""
+        return self.path / _ADMIN_KEY
+
+    def admin_key(self, environ: Mapping[str, str]) -> str:
+        """`LLMPROXY_ADMIN_KEY`, or the key made at the first start."""
+        return environ.get("LLMPROXY_ADMIN_KEY") or self._generated(_ADMIN_KEY)
+
+    def default_key(self) -> str:
+        """The key of the workspace that is served when the configuration names none, made at the first start."""
+        return self._generated("default-key")
+
+    def _generated(self, name: str) -> str:
+        file = self.path / name
+        try:
+            # Whoever comes first makes it; everybody reads the same.
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return self._read(file)
+        except OSError as error:
+            raise StorageError(f"The key file {file} cannot be written: {error.strerror}.") from error
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            key = new_key()
+            stream.write(key)
+        return key
+
+    def _read(self, file: Path) -> str:
+        try:
+            key = file.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"The key file {file} cannot be read.") from error
+        if not key:
+            raise StorageError(f"The key file {file} is empty; remove it and start again.")
+        return key

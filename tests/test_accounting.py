@@ -1,0 +1,125 @@
+"""What an exchange cost: measured where the provider said so, estimated where it did work, nothing where it did not."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+
+from llmproxy.accounting import Accounting, total
+from llmproxy.config import PriceConfig
+from llmproxy.dialects.openai_stream import StreamFacts
+from llmproxy.errors import Failure, LLMProxyError, UpstreamCut, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
+from llmproxy.exchange import Answer, Attempt, Cost, Exchange, Operation, Request, Target, Usage
+from llmproxy.pricing import PriceBook
+from llmproxy.services import SystemClock
+from tests.providers import provider
+
+PRICE = PriceConfig(match="groq/*", input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(2))
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+USAGE_EVENT = b'data: {"choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":500}}\n\n'
+REFUSED = UpstreamRefused("No.", failure=Failure.OVERLOADED, upstream_status=503, status=503)
+
+
+def accounting(*prices: PriceConfig) -> Accounting:
+    """An accounting for one vendor."""
+    return Accounting({"groq": provider("groq")}, PriceBook(prices), SystemClock())
+
+
+def attempt(error: LLMProxyError | None = None, *, usage: Usage | None = None, events: bytes | None = None) -> Attempt:
+    """An attempt that ended like this."""
+    request = Request(Operation.CHAT, b"x" * 400, {"model": "m"})
+    made = Attempt(1, Target("groq", "m"), request, datetime.now(UTC), 0.0, error=error, usage=usage)
+    if events is not None:
+        facts = StreamFacts(hide_usage=False)
+        facts.feed(events)
+        made.progress = facts
+    return made
+
+
+def exchange(*attempts: Attempt, body: bytes | None = None) -> Exchange:
+    """An exchange with these attempts, and this answer."""
+    made = Exchange("id", datetime.now(UTC), 0.0, Operation.CHAT, "/v1/chat/completions", {})
+    made.request = Request(Operation.CHAT, b"x" * 400, {"model": "m"})
+    made.attempts = list(attempts)
+    made.answer = Answer(body=body) if body is not None else None
+    return made
+
+
+def settled(*attempts: Attempt, body: bytes | None = None) -> Exchange:
+    """The exchange after settling; doing so twice changes nothing."""
+    made = exchange(*attempts, body=body)
+    ours = accounting(PRICE)
+    ours.settle(made)
+    once = (made.usage, made.cost)
+    ours.settle(made)
+    assert (made.usage, made.cost) == once
+    return made
+
+
+def test_reported_usage_is_priced_as_measured() -> None:
+    """A thousand tokens in at a dollar a million and five hundred out at two make 0.002."""
+    usage = Usage(uncached_input_tokens=1000, text_output_tokens=500)
+    assert settled(attempt(usage=usage)).cost == Cost(Decimal("0.002"), "measured", "config")
+
+
+def test_a_streams_usage_event_counts_as_measured() -> None:
+    """Also when the stream was cut behind it."""
+    found = settled(attempt(UpstreamCut("Cut."), events=EVENT + USAGE_EVENT))
+    assert found.cost == Cost(Decimal("0.002"), "measured", "config")
+
+
+def test_a_stream_without_usage_is_estimated_from_what_was_seen() -> None:
+    """Three events are about three tokens, four hundred bytes about a hundred."""
+    found = settled(attempt(UpstreamCut("Cut."), events=EVENT * 3))
+    assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=3, provenance="estimated")
+    assert found.cost == Cost(Decimal("0.000106"), "estimated", "config")
+
+
+def test_a_whole_answer_without_usage_is_estimated_from_its_size() -> None:
+    """Four bytes a token."""
+    found = settled(attempt(), body=b"y" * 800)
+    assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=200, provenance="estimated")
+
+
+def test_a_client_that_hung_up_while_waiting_pays_for_the_prompt() -> None:
+    """The provider had it, and will charge for it."""
+    found = settled(attempt())
+    assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=0, provenance="estimated")
+
+
+@pytest.mark.parametrize("phase", ["first_byte", "idle", "total"])
+def test_a_provider_that_was_too_slow_still_charges(phase: str) -> None:
+    """It had the prompt; only a connection that never came about is free."""
+    error = UpstreamTimeout("Slow.", phase=phase)  # type: ignore[arg-type]
+    assert settled(attempt(error)).usage is not None
+
+
+@pytest.mark.parametrize(
+    "error", [REFUSED, UpstreamUnreachable("Down."), UpstreamTimeout("Slow.", phase="connect"), UpstreamCut("Cut.")]
+)
+def test_an_attempt_that_got_nothing_costs_nothing(error: LLMProxyError) -> None:
+    """Refusals and connections that failed are not charged."""
+    found = settled(attempt(error))
+    assert (found.usage, found.cost) == (None, None)
+
+
+def test_every_attempt_that_cost_something_counts() -> None:
+    """A cut attempt and the one that answered are both on the bill, which is as certain as the less certain one."""
+    usage = Usage(uncached_input_tokens=1000, text_output_tokens=500)
+    found = settled(attempt(UpstreamCut("Cut."), events=EVENT), attempt(REFUSED), attempt(usage=usage))
+    assert found.usage == usage
+    assert found.cost == Cost(Decimal("0.002102"), "estimated", "config")
+
+
+def test_an_unknown_price_makes_the_sum_unknown() -> None:
+    """Never a sum that silently leaves something out."""
+    priced, unpriced = Cost(Decimal(1), "measured", "config"), Cost(None, "measured")
+    assert total([priced, unpriced]) == Cost(None, "measured", None)
+    assert total([]) is None
+
+
+def test_a_model_without_a_price_is_unpriced_not_free() -> None:
+    """The amount is None."""
+    assert accounting().cost(Target("nowhere", "m"), Usage(text_output_tokens=1)).amount_usd is None
