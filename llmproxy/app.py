@@ -90,6 +90,7 @@ class App:
         self.keys: Final = KeyRing(self._queries, clock, log)
         self._tls = ServerTLS(config.server.tls, log) if config.server.tls else None
         self._reloading = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self, listener: socket.socket) -> None:
         """Open everything, and serve on a listening socket.
@@ -115,7 +116,9 @@ class App:
             self.keys.configure(self._workspaces(new.configuration.config))
             self._log.info("config_reloaded", file=str(self._config_path))
             # Exchanges on their way keep the configuration they began with.
-            self._tasks.start("old configuration", old.shutdown())
+            retiring = self._tasks.start("old configuration", old.shutdown())
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
 
     async def _ask_for_reload(self) -> None:
         if self._reload_all is None:
@@ -137,7 +140,8 @@ class App:
         await self._opened.aclose()
 
     async def _close_gateway(self) -> None:
-        # Whichever serves by then.
+        # Whichever serves by then, and those that were replaced and had exchanges on their way.
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await self.gateway.shutdown()
 
     # Starting

@@ -67,12 +67,12 @@ class Attempts:
         timeouts = _limited(provider.config.timeouts or self._timeouts, total_seconds)
         response = await upstream.send(provider.transport or self._transport, request, timeouts)
         try:
-            return await self._read(exchange, attempt, provider, response)
+            answer = await self._read(exchange, attempt, provider, response)
         except BaseException:
             response.close()
             raise
-        finally:
-            attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
+        attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
+        return answer
 
     async def _read(self, exchange: Exchange, attempt: Attempt, provider: Provider, response: TimedResponse) -> Answer:
         attempt.status = response.status

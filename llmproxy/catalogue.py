@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
+from llmproxy.attribution import comma_list
 from llmproxy.config import ModelConfig
-from llmproxy.errors import ModelNotAllowed, ModelNotFound
-from llmproxy.exchange import Principal, Target
+from llmproxy.errors import BadRequest, ModelNotAllowed, ModelNotFound
+from llmproxy.exchange import Principal, Request, Target
 from llmproxy.providers import Provider
 
+# ARNs of inference profiles are the longest names in use, at some 150.
+MAX_MODEL_CHARACTERS: Final = 500
+_FALLBACK_MEMBERS: Final = ("fallbacks", "models")
 _MAX_REMEMBERED: Final = 10_000
 
 
@@ -124,3 +128,32 @@ def may_use(principal: Principal, model: str, targets: Sequence[Target]) -> bool
 
 def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
     return any(pattern == "*" or any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)
+
+
+def check_model_name(name: object) -> None:
+    """Names travel on in header fields and rows. Raises BadRequest for what could not."""
+    if not isinstance(name, str) or not name:
+        raise BadRequest("The request names no model; set 'model' to a string.", param="model")
+    if len(name) > MAX_MODEL_CHARACTERS or not name.isprintable():
+        raise BadRequest(
+            f"A model's name must be printable and no longer than {MAX_MODEL_CHARACTERS} characters.", param="model"
+        )
+
+
+def asked_fallbacks(request: Request, headers: Mapping[str, str]) -> list[str]:
+    """The models a client names in case the first fails, in the header or the body; the body is rid of them.
+
+    Raises BadRequest.
+    """
+    names = list(comma_list(headers.get("x-llmproxy-fallback", "")))
+    for member in _FALLBACK_MEMBERS:
+        listed = request.document.get(member)
+        if listed is None:
+            continue
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise BadRequest(f"'{member}' must be a list of model names.", param=member)
+        names += listed
+        request.remove(member)
+    for name in names:
+        check_model_name(name)
+    return names

@@ -12,12 +12,11 @@ from typing import Any, Final
 from llmproxy import records
 from llmproxy.accounting import Accounting
 from llmproxy.attempt import Attempts
-from llmproxy.attribution import attribution_of, comma_list, timeout_seconds
-from llmproxy.catalogue import Catalogue
+from llmproxy.attribution import attribution_of, timeout_seconds
+from llmproxy.catalogue import Catalogue, asked_fallbacks, check_model_name
 from llmproxy.config import AuditConfig
-from llmproxy.dialects.openai_errors import error_body, error_event, error_headers
+from llmproxy.dialects.openai_errors import error_body, error_event
 from llmproxy.errors import (
-    BadRequest,
     ClientDisconnected,
     ClientError,
     LLMProxyError,
@@ -25,7 +24,8 @@ from llmproxy.errors import (
     Refused,
     UpstreamError,
 )
-from llmproxy.exchange import Answer, Attempt, Exchange, Headers, Outcome, Principal, Request, Target
+from llmproxy.exchange import Answer, Attempt, Exchange, Outcome, Principal, Request, Target
+from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
@@ -36,9 +36,6 @@ from llmproxy.stream import BodyCapture, Client, relay
 
 # Whatever plugins wish for, one exchange never makes more attempts than this.
 MAX_ATTEMPTS: Final = 20
-# ARNs of inference profiles are the longest names in use, at some 150.
-MAX_MODEL_CHARACTERS: Final = 500
-_FALLBACK_MEMBERS: Final = ("fallbacks", "models")
 
 
 class Pipeline:
@@ -89,7 +86,7 @@ class Pipeline:
             await self._deliver(exchange, client, bodies)
             exchange.outcome = Outcome.SUCCEEDED
         except asyncio.CancelledError:
-            self._ended_by(exchange, ClientDisconnected("The client hung up before the answer was complete."))
+            self._ended_by(exchange, ClientDisconnected("The connection was closed before the answer was complete."))
             raise
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the client is told and the row is written
             known = error if isinstance(error, LLMProxyError) else self._internal(exchange, error)
@@ -112,7 +109,7 @@ class Pipeline:
         exchange.attribution = attribution_of(exchange.headers, exchange.principal)
         body = await client.read_body()
         document = decode_object(body)
-        _check_model_name(document.get("model"))
+        check_model_name(document.get("model"))
         exchange.request = Request(exchange.operation, body, document)
         self._journal.begin(exchange.id, records.admission(exchange))
         if exchange.request.is_stream:
@@ -131,10 +128,7 @@ class Pipeline:
 
     def _candidates(self, exchange: Exchange) -> tuple[Target, ...]:
         """The model's own targets, then those the client asked for in case they fail."""
-        fallbacks = _asked_fallbacks(exchange)
-        for name in fallbacks:
-            _check_model_name(name)
-        names = [exchange.request.model, *fallbacks]
+        names = [exchange.request.model, *asked_fallbacks(exchange.request, exchange.headers)]
         found = [target for name in names for target in self._catalogue.resolve(name, exchange.principal)]
         return tuple(dict.fromkeys(found))
 
@@ -161,9 +155,8 @@ class Pipeline:
             return await self._attempts.answer(exchange, attempt, left if left != float("inf") else None)
         except LLMProxyError as error:
             attempt.error = error
-            raise
-        finally:
             attempt.duration_seconds = self._clock.monotonic() - attempt.started_monotonic
+            raise
 
     async def _choose(self, exchange: Exchange) -> Target:
         if self._hooks.choose_provider and (target := await self._hooks.choose_provider(exchange)):
@@ -193,7 +186,7 @@ class Pipeline:
         answer = exchange.answer
         if answer is None or answer.stream is None:
             return await self._deliver_whole(exchange, client, bodies)
-        client.open_stream([*answer.headers, *self._head(exchange)])
+        client.open_stream([*answer.headers, *answer_head(exchange, self._clock.monotonic())])
         try:
             await relay(exchange, answer.stream, client, self._hooks.on_stream_chunk, bodies.response)
         except UpstreamError as error:
@@ -211,7 +204,11 @@ class Pipeline:
             raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
         if bodies.response is not None:
             bodies.response.add(answer.body)
-        await client.send(answer.status, [*answer.headers, *self._head(exchange), *_cost_header(exchange)], answer.body)
+        await client.send(
+            answer.status,
+            [*answer.headers, *answer_head(exchange, self._clock.monotonic()), *cost_header(exchange)],
+            answer.body,
+        )
 
     async def _after_stream(self, exchange: Exchange) -> None:
         if not self._hooks.post_response:
@@ -231,7 +228,11 @@ class Pipeline:
             if client.is_open:
                 await client.write(error_event(error, exchange.id))
                 return await client.end_stream()
-            await client.send(error.http_status, self._refusal_head(exchange, error), error_body(error, exchange.id))
+            await client.send(
+                error.http_status,
+                refusal_head(exchange, error, self._clock.monotonic()),
+                error_body(error, exchange.id),
+            )
         except ClientDisconnected:
             self._log.debug("refusal_not_delivered", request_id=exchange.id)
         return None
@@ -276,33 +277,6 @@ class Pipeline:
 
     # Small print
 
-    def _head(self, exchange: Exchange) -> Headers:
-        answer, target = exchange.answer, exchange.target
-        upstream_seconds = sum(attempt.duration_seconds or 0.0 for attempt in exchange.attempts)
-        overhead_seconds = max(0.0, self._since_start(exchange) - upstream_seconds)
-        head = [
-            ("x-llmproxy-request-id", exchange.id),
-            ("x-llmproxy-attempts", str(len(exchange.attempts))),
-            ("x-llmproxy-overhead-ms", f"{overhead_seconds * 1000:.2f}"),
-            *exchange.response_headers,
-        ]
-        if exchange.attempts and exchange.attempts[-1].dropped:
-            head.append(("x-llmproxy-dropped", ", ".join(exchange.attempts[-1].dropped)))
-        if target is not None:
-            head += [("x-llmproxy-provider", target.provider), ("x-llmproxy-model", target.name)]
-        if answer is not None and answer.cache is not None:
-            head.append(("x-llmproxy-cache", answer.cache))
-        return head
-
-    def _refusal_head(self, exchange: Exchange, error: LLMProxyError) -> Headers:
-        attempts = exchange.attempts
-        relayed = attempts[-1].headers if attempts and attempts[-1].error is error else ()
-        head = [*error_headers(error), *self._head(exchange)]
-        head += [(name, value) for name, value in relayed if not name.startswith("retry-after")]
-        if len(attempts) > 1:
-            head.append(("x-should-retry", "false"))
-        return head
-
     def _bodies(self, exchange: Exchange) -> Bodies:
         workspace = self._keys.workspace(exchange.principal.workspace)
         wanted = workspace.bodies if workspace and workspace.bodies else self._audit.bodies
@@ -325,32 +299,3 @@ class Pipeline:
 
     def _since_start(self, exchange: Exchange) -> float:
         return self._clock.monotonic() - exchange.started_monotonic
-
-
-def _check_model_name(name: object) -> None:
-    """Names travel on in header fields and rows. Raises BadRequest for what could not."""
-    if not isinstance(name, str) or not name:
-        raise BadRequest("The request names no model; set 'model' to a string.", param="model")
-    if len(name) > MAX_MODEL_CHARACTERS or not name.isprintable():
-        raise BadRequest(
-            f"A model's name must be printable and no longer than {MAX_MODEL_CHARACTERS} characters.", param="model"
-        )
-
-
-def _asked_fallbacks(exchange: Exchange) -> list[str]:
-    """The models a client names in case the first fails, in the header or the body; the body is rid of them."""
-    names = list(comma_list(exchange.headers.get("x-llmproxy-fallback", "")))
-    for member in _FALLBACK_MEMBERS:
-        listed = exchange.request.document.get(member)
-        if listed is None:
-            continue
-        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
-            raise BadRequest(f"'{member}' must be a list of model names.", param=member)
-        names += listed
-        exchange.request.remove(member)
-    return names
-
-
-def _cost_header(exchange: Exchange) -> Headers:
-    cost = exchange.cost
-    return [("x-llmproxy-cost-usd", f"{cost.amount_usd:f}")] if cost and cost.amount_usd is not None else []

@@ -36,7 +36,7 @@ LAYERS = (
         *("records", "batch_writer", "audit", "ledger", "quotas", "upstream", "stream", "providers.*"),
         *("logs", "tasks", "tls", "routes"),
     ),
-    ("accounting", "keys", "state", "catalogue", "attempt", "admin", "endpoints", "pipeline"),
+    ("accounting", "keys", "state", "catalogue", "heads", "attempt", "admin", "endpoints", "pipeline"),
     ("server",),
     ("gateway", "app"),
     ("supervisor", "worker", "cli", "__main__", "testing"),
