@@ -28,7 +28,7 @@ from llmproxy.keys import DEFAULT_WORKSPACE, KeyRing, credential_in
 from llmproxy.partitions import Partitions
 from llmproxy.plugins import PluginSource
 from llmproxy.queries import Queries
-from llmproxy.server import ClientConnection, Server
+from llmproxy.server import BACKLOG, ClientConnection, Server
 from llmproxy.services import Clock, Log, RouteRequest, Services, SystemClock
 from llmproxy.state import StateDirectory
 from llmproxy.tasks import BackgroundTasks
@@ -101,7 +101,9 @@ class App:
             await self._open(opened)
             self.server = Server(self._serve, self._config.server)
             context = self._tls.context if self._tls else None
-            self._listening = await asyncio.get_running_loop().create_server(self.server, sock=listener, ssl=context)
+            self._listening = await asyncio.get_running_loop().create_server(
+                self.server, sock=listener, ssl=context, backlog=BACKLOG
+            )
             self._tasks.start("sweep", self._sweep())
             self._opened = opened.pop_all()
 
@@ -149,7 +151,8 @@ class App:
     async def _open(self, opened: AsyncExitStack) -> None:
         """Open part after part; `opened` closes them in the opposite order."""
         opened.push_async_callback(self._database.close)
-        await self._database.open()
+        # The supervisor has proved that it is there; a worker that takes another's place serves without it.
+        await self._database.open(required=False)
         opened.push_async_callback(self._transport.close)
         self._journal = Journal(self._state.journal, self._config.journal)
         opened.callback(self._journal.close)
@@ -158,7 +161,7 @@ class App:
         opened.push_async_callback(self.recorder.shutdown, deadline_seconds=5)
         await self.keys.start(self._database, self._tasks)
         self._core = Core(self.services, self._transport, self._journal, self.keys)
-        self._health = HealthEndpoints(self._database, self._journal)
+        self._health = HealthEndpoints(self._database, self._journal, self._tasks)
         self.gateway = await self._make_gateway()
         opened.push_async_callback(self._close_gateway)
         # Only now: what a dead worker left is settled with the gateway's models and prices.
@@ -168,7 +171,7 @@ class App:
 
     async def _make_recorder(self) -> Recorder:
         partitions = Partitions(self._database, self._queries, self._config.audit, self._clock, self._log)
-        await partitions.maintain()
+        await partitions.try_to_maintain()
         self._tasks.start("partitions", partitions.run())
         rejected = self._state.journal / "rejected.jsonl"
         writer = BatchWriter(self._database, self._queries, partitions, rejected, clock=self._clock, log=self._log)

@@ -183,14 +183,14 @@ class Postgres:
         self._listening: asyncio.Task[None] | None = None
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
-    async def open(self) -> None:
-        """Make the pool and prove that the server is there. Raises StorageError, naming the server."""
+    async def open(self, *, required: bool = True) -> None:
+        """Make the pool; when the server is `required`, prove that it is there. Raises StorageError, naming it."""
         config = self._config
         try:
             with storage_errors():
                 self._pool = await asyncpg.create_pool(
                     self._url,
-                    min_size=1,
+                    min_size=0,
                     max_size=config.pool_size,
                     max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
                     init=_set_up,
@@ -198,6 +198,8 @@ class Postgres:
                     command_timeout=config.statement_seconds + GRACE_SECONDS,
                     server_settings=self._settings(),
                 )
+            if required:
+                await self.fetch("SELECT 1")
         except StorageError as error:
             raise StorageError(
                 f"No PostgreSQL can be used at {location(self._url)} ({_reason(error)}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -11,7 +12,9 @@ from llmproxy.catalogue import Catalogue
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Answer, Document, Operation, Principal
 from llmproxy.journal import Journal
-from llmproxy.services import Database, Router, RouteRequest
+from llmproxy.services import Database, Router, RouteRequest, Tasks
+
+_DATABASE_SECONDS: Final = 1.0
 
 Authenticate = Callable[[RouteRequest], Awaitable[Principal]]
 
@@ -75,9 +78,12 @@ class HealthEndpoints:
     answers 200 with `degraded` and names the database. Only what stops requests is 503.
     """
 
-    def __init__(self, database: Database, journal: Journal) -> None:
+    def __init__(self, database: Database, journal: Journal, tasks: Tasks) -> None:
         self._database = database
         self._journal = journal
+        self._tasks = tasks
+        self._query: asyncio.Task[None] | None = None
+        self._database_failure: str | None = None
         self.is_draining = False
 
     def register(self, router: Router) -> None:
@@ -101,8 +107,18 @@ class HealthEndpoints:
         return json_answer({"status": status, "checks": checks}, 200 if serving else 503)
 
     async def _database_check(self) -> Document:
+        # A mute database keeps its query for as long as a statement may take; those who probe meanwhile share it.
+        if self._query is None or self._query.done():
+            self._query = self._tasks.start("database check", self._query_database())
+        _, waiting = await asyncio.wait({self._query}, timeout=_DATABASE_SECONDS)
+        late = f"The database did not answer within {_DATABASE_SECONDS:g} seconds." if waiting else None
+        detail = late or self._database_failure
+        return {"ok": detail is None, "detail": detail, "unshipped_rows": self._journal.pending}
+
+    async def _query_database(self) -> None:
         try:
             await self._database.fetch("SELECT 1")
         except StorageError as error:
-            return {"ok": False, "detail": error.message, "unshipped_rows": self._journal.pending}
-        return {"ok": True, "detail": None, "unshipped_rows": self._journal.pending}
+            self._database_failure = error.message
+        else:
+            self._database_failure = None

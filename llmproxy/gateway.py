@@ -133,7 +133,11 @@ def read_configuration(
     providers = _providers(config, document, plugins, services)
     document.raise_if_mistaken()
     prices = PriceBook(config.prices)
-    known = {name: prices.known_models(provider.price_provider) for name, provider in providers.items()}
+    known = {
+        name: prices.known_models(provider.price_provider)
+        for name, provider in providers.items()
+        if not provider.has_own_names
+    }
     catalogue = Catalogue(config.models, providers, known)
     for alias, model in catalogue.unresolved():
         document.mistake(f"no configured provider serves '{model}'", "models", alias, near=catalogue.every_name())

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from llmproxy.config import WorkspaceConfig
-from llmproxy.errors import StorageError, Unauthenticated
+from llmproxy.errors import StorageError, Unauthenticated, Unavailable
 from llmproxy.exchange import Principal
 from llmproxy.queries import Queries
 from llmproxy.services import Clock, Database, Log, Row, Tasks
@@ -83,6 +83,7 @@ class KeyRing:
         self._workspaces: dict[str, Workspace] = {}
         self._keys: dict[str, VirtualKey] = {}
         self._stale = asyncio.Event()
+        self._is_behind = False
 
     def configure(self, sections: Mapping[str, WorkspaceConfig]) -> None:
         """Take over the workspaces and keys of a configuration, instead of the last one's."""
@@ -90,8 +91,11 @@ class KeyRing:
         self._rebuild()
 
     async def start(self, database: Database, tasks: Tasks) -> None:
-        """Read every key once, then keep up with changes. Raises StorageError."""
-        await self._read_all(database)
+        """Read every key once, then keep up with changes.
+
+        Without a database the keys of the configuration are served, and the others as soon as it is there.
+        """
+        await self._try_to_read(database)
         for channel in ("llmproxy_keys", "llmproxy_workspaces"):
             database.listen(channel, lambda _payload: self._stale.set(), self._stale.set)
         tasks.start("keys", self._keep_current(database))
@@ -100,6 +104,8 @@ class KeyRing:
         """Whose key this is. Raises Unauthenticated when it is missing, unknown, expired or revoked."""
         hashed = key_hash(credential_in(headers))
         key = self._keys.get(hashed)
+        if key is None and self._is_behind:
+            raise Unavailable("API keys cannot be looked up at the moment; try again shortly.", retry_after_seconds=1)
         if key is None:
             raise Unauthenticated("This API key is not known here; check that it is complete.")
         if key.revoked:
@@ -120,15 +126,20 @@ class KeyRing:
         while True:
             await self._stale.wait()
             self._stale.clear()
-            try:
-                await self._read_all(database)
-            except StorageError as error:
-                # What is known stays in force; the connection that comes back raises the flag again.
-                self._log.warning("keys_not_read", error=str(error))
+            await self._try_to_read(database)
+
+    async def _try_to_read(self, database: Database) -> None:
+        try:
+            await self._read_all(database)
+        except StorageError as error:
+            # What is known stays in force; the connection that comes back raises the flag again.
+            self._is_behind = True
+            self._log.warning("keys_not_read", error=str(error))
 
     async def _read_all(self, database: Database) -> None:
         self._workspace_rows = await database.fetch(self._queries["list_workspaces"])
         self._key_rows = await database.fetch(self._queries["list_keys"])
+        self._is_behind = False
         self._rebuild()
 
     def _rebuild(self) -> None:

@@ -37,13 +37,17 @@ class Partitions:
         self._present: set[date] = set()
 
     async def run(self) -> None:
-        """Maintain for ever, once an hour; a failure is logged and tried again."""
+        """Maintain for ever, once an hour."""
         while True:
-            try:
-                await self.maintain()
-            except StorageError as error:
-                self._log.warning("partitions_not_maintained", error=error.message)
+            await self.try_to_maintain()
             await self._clock.sleep(MAINTENANCE_SECONDS)
+
+    async def try_to_maintain(self) -> None:
+        """Maintain; a failure is logged, for what a batch needs is made when it comes."""
+        try:
+            await self.maintain()
+        except StorageError as error:
+            self._log.warning("partitions_not_maintained", error=error.message)
 
     async def maintain(self) -> None:
         """Make yesterday's to next week's partitions, drop those past their retention. Raises StorageError."""

@@ -38,6 +38,9 @@ _TOO_SLOW: Final = (
     b"content-length: %d\r\n\r\n%b"
 )
 
+# Connections the kernel keeps for a worker that is busy, or being replaced.
+BACKLOG: Final = 1024
+
 Handler = Callable[["ClientConnection"], Awaitable[None]]
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from llmproxy.errors import ConfigError, LLMProxyError
+from llmproxy.server import BACKLOG
 from llmproxy.services import Log
 
 # A worker exits with this when it cannot start at all: wrong configuration, no database.
@@ -258,7 +259,7 @@ def listening_sockets(host: str, port: int, count: int) -> list[socket.socket]:
             listener.bind(address)
             # Port 0 asks the system for one; the others must share it.
             address = listener.getsockname()
-            listener.listen(1024)
+            listener.listen(BACKLOG)
             listener.settimeout(0)
     except OSError as error:
         for listener in sockets:

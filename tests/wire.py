@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from llmproxy.exchange import Document
-from llmproxy.testing import ProxyClient, RawClient
+from llmproxy.testing import ProxyClient, RawClient, ScriptedUpstream
 from llmproxy.testing.http1 import Fields, MessageReader
 from llmproxy.testing.proxy_client import KEY
 
@@ -26,9 +26,15 @@ class Response:
     body: bytes
 
     @property
+    def document(self) -> Document:
+        """The body as JSON."""
+        document: Document = json.loads(self.body)
+        return document
+
+    @property
     def error(self) -> Document:
         """The error that it states."""
-        error: Document = json.loads(self.body)["error"]
+        error: Document = self.document["error"]
         return error
 
 
@@ -48,6 +54,18 @@ def dial(client: ProxyClient, *, deadline_seconds: float = 5) -> RawClient:
     port = urlsplit(client.origin).port
     assert port is not None
     return RawClient("127.0.0.1", port, deadline_seconds=deadline_seconds)
+
+
+def process_config(database_url: str, upstream: ScriptedUpstream, **sections: object) -> str:
+    """The configuration of a gateway that runs as a process: what the kit's `proxy` has, and these sections."""
+    settings = {
+        "database": {"url": database_url},
+        "providers": {"upstream": {"kind": "openai", "base_url": upstream.base_url}},
+        "models": {"test": "upstream/test-model"},
+        "workspaces": {"default": {"keys": [KEY]}},
+        "logging": {"format": "json"},
+    }
+    return json.dumps({**settings, **sections})
 
 
 async def ask(client: ProxyClient, data: bytes, *, deadline_seconds: float = 5) -> Response:

@@ -17,6 +17,7 @@ from llmproxy.cli.settings import Settings, pass_settings, shared_options
 from llmproxy.config import Config, LoggingConfig, Section
 from llmproxy.config_schema import config_schema
 from llmproxy.errors import ConfigError, LLMProxyError
+from llmproxy.exchange import Target
 from llmproxy.gateway import Configuration, read_configuration
 from llmproxy.logs import make_log
 from llmproxy.plugins import installed
@@ -104,13 +105,15 @@ def _price_warnings(configuration: Configuration, now: datetime) -> Iterator[str
     named = [*configuration.config.models]
     named += [f"{name}/{model}" for name, provider in providers.items() for model in provider.config.models]
     targets = dict.fromkeys(target for name in named for target in catalogue.targets(name))
-    unpriced = (
-        target.name
-        for target in targets
-        if configuration.prices.prices(target, providers[target.provider].price_provider, now) is None
-    )
+    unpriced = (target.name for target in targets if not _is_priced(configuration, target, now))
     for name in dict.fromkeys(unpriced):
         yield f"prices: the price of {name} is not known, so that budgets cannot count it; add it."
+
+
+def _is_priced(configuration: Configuration, target: Target, now: datetime) -> bool:
+    provider = configuration.providers[target.provider]
+    price_model = provider.price_model(target.model)
+    return configuration.prices.prices(target, provider.price_provider, now, price_model=price_model) is not None
 
 
 def _schema() -> dict[str, Any]:  # a JSON document

@@ -89,7 +89,8 @@ _SIGNATURES: Final = (
         frozenset({400, 403}),
         (
             "model_not_found",
-            "model not found", "invalid_model",
+            "model not found",
+            "invalid_model",
             "provided model identifier is invalid",
             "don't have access to the model",
             "with on-demand throughput isn",

@@ -45,6 +45,7 @@ class Provider:
         Config: The model of the section.
         key_variables: Environment variables that usually hold the key, the first that is set wins.
         price_provider: The vendor's id in the price data; None when nothing is known of its prices.
+        has_own_names: Models are called what the customer likes: the price data's names mean nothing here.
         operations: What the endpoint can be asked for.
     """
 
@@ -52,6 +53,7 @@ class Provider:
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
     key_variables: ClassVar[tuple[str, ...]] = ()
     price_provider: ClassVar[str | None] = None
+    has_own_names: ClassVar[bool] = False
     operations: ClassVar[frozenset[Operation]] = frozenset(Operation)
 
     # None: core's HTTP engine sends what `prepare` made.
