@@ -1,0 +1,126 @@
+"""A chat completions request in the Messages format, for whichever host will take it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from llmproxy.dialects.chat_request import ChatRequest, read_chat_request
+from llmproxy.errors import BadRequest
+from llmproxy.exchange import Document
+from llmproxy.providers.anthropic.cache_marks import limit_marks
+from llmproxy.providers.anthropic.messages import conversation, is_tool_loop_without_thinking
+from llmproxy.providers.anthropic.rules import ModelRules, Version
+from llmproxy.providers.anthropic.thinking import Limits, depth
+from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION, tool_plan
+from llmproxy.providers.vendor import Omissions
+
+_READ: Final = frozenset(
+    {
+        *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "n"),
+        *("tools", "functions", "tool_choice", "function_call", "parallel_tool_calls", "response_format"),
+        *("temperature", "top_p", "top_k", "reasoning_effort", "thinking", "output_config", "web_search_options"),
+        *("user", "safety_identifier", "service_tier", "modalities"),
+    }
+)
+# Members of the Messages format that chat completions clients may add, as they are.
+_NATIVE: Final = ("cache_control", "container", "context_management", "inference_geo", "mcp_servers", "speed")
+# What cannot be left out without changing the answer, when it asks for anything.
+_MEANINGFUL: Final = ("audio", "logprobs", "top_logprobs")
+_SERVICE_TIERS: Final[Mapping[str, str]] = {"auto": "auto", "default": "standard_only", "priority": "auto"}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRequest:
+    """A request in the Messages format, but for what hosts put in different places: the model's name, `stream`.
+
+    Attributes:
+        body: Everything else; tool arguments in it are JSON text already, which only orjson can write.
+        version: The API version whose rules the body follows.
+        must_stream: The answer may take so long that it has to be asked for as a stream.
+        dropped: The client's parameters that were left out.
+    """
+
+    body: Document
+    version: Version
+    must_stream: bool
+    dropped: tuple[str, ...]
+
+    def encode(self, **members: object) -> bytes:
+        """The body with the host's own members before it. Raises BadRequest when it is nested too deep."""
+        try:
+            return orjson.dumps({**members, **self.body})
+        except orjson.JSONEncodeError as error:
+            raise BadRequest("The request is nested too deep for this provider; keep it within 200 levels.") from error
+
+
+def native_request(document: Document, rules: ModelRules, limits: Limits, *, drop_params: bool) -> NativeRequest:
+    """Translate a chat completions request. Raises BadRequest when it asks for what the model cannot do."""
+    omissions = Omissions(drop_params=drop_params)
+    chat = read_chat_request(document)
+    system, turns = conversation(chat, rules, omissions)
+    plan = tool_plan(chat, rules, omissions)
+    if chat.response_format is not None and chat.response_format.kind == "json_object":
+        system.append({"type": "text", "text": JSON_INSTRUCTION})
+    mid_loop = is_tool_loop_without_thinking(turns)
+    reach = depth(chat, rules, limits, omissions, forces_call=plan.forces_call, mid_loop=mid_loop)
+    effort = {"effort": reach.effort} if reach.effort else {}
+    output_config = {**_object(document, "output_config"), **effort, **({"format": plan.format} if plan.format else {})}
+    members = {
+        "max_tokens": reach.max_tokens,
+        "system": system,
+        "tools": plan.tools,
+        "tool_choice": plan.choice,
+        "messages": turns,
+        "thinking": reach.thinking,
+        "output_config": output_config,
+        **reach.sampling,
+        **dict(_others(chat, omissions)),
+    }
+    body = {name: value for name, value in members.items() if value not in (None, [], {})}
+    limit_marks(body)
+    _leave_out_the_rest(document, omissions)
+    return NativeRequest(body, rules.version, reach.max_tokens > rules.whole_max_tokens, omissions.names)
+
+
+def _others(chat: ChatRequest, omissions: Omissions) -> Iterator[tuple[str, object]]:
+    document = chat.document
+    stop = [sequence for sequence in chat.stop if sequence.strip()]
+    if len(stop) < len(chat.stop):
+        # White space alone is refused.
+        omissions.hint("stop")
+    yield "stop_sequences", stop
+    user = document.get("safety_identifier") or document.get("user")
+    if isinstance(user, str) and user:
+        # The vendor asks for an identifier that tells nothing of the person.
+        yield "metadata", {"user_id": hashlib.sha256(user.encode()).hexdigest()}
+    tier = document.get("service_tier")
+    if isinstance(tier, str) and tier in _SERVICE_TIERS:
+        yield "service_tier", _SERVICE_TIERS[tier]
+    elif tier is not None:
+        omissions.hint("service_tier")
+    yield from ((name, document[name]) for name in _NATIVE if name in document)
+
+
+def _leave_out_the_rest(document: Document, omissions: Omissions) -> None:
+    for name in _MEANINGFUL:
+        if document.get(name):
+            omissions.meaning(name)
+    if document.get("n") not in (None, 1):
+        omissions.meaning("n", "This model gives one choice for a request; leave 'n' out or ask several times.")
+    modalities = document.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
+        omissions.meaning("modalities", "This model answers in text only.")
+    for name, value in document.items():
+        # False, null and an empty collection ask for nothing.
+        if value and name not in _READ and name not in _NATIVE and name not in _MEANINGFUL:
+            omissions.hint(name)
+
+
+def _object(document: Document, name: str) -> Document:
+    value = document.get(name)
+    return value if isinstance(value, dict) else {}

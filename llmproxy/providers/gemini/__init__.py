@@ -1,0 +1,123 @@
+"""Google's Gemini API: its address, its key, and its own format, translated."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final
+from urllib.parse import quote
+
+from llmproxy.config import ProviderConfig
+from llmproxy.dialects.chat_answer import AnswerIdentity
+from llmproxy.errors import BadRequest, UpstreamError
+from llmproxy.exchange import Document, Operation, Request, Target, Usage
+from llmproxy.providers import Provider, StreamDecoder
+from llmproxy.providers.gemini import errors
+from llmproxy.providers.gemini.answer import translate_answer
+from llmproxy.providers.gemini.content import FILE_API, Issuer
+from llmproxy.providers.gemini.embeddings import batch_body, dimensions_of, texts_of, translate_embeddings
+from llmproxy.providers.gemini.models import load_models
+from llmproxy.providers.gemini.request import custom_tools, generate_body
+from llmproxy.providers.gemini.stream import GeminiStream, identified
+from llmproxy.providers.headers import RequestHeaders
+from llmproxy.providers.vendor import Omissions, VendorConfig
+from llmproxy.services import Services, UpstreamRequest
+
+_ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
+_FORWARDED: Final = ("user-agent",)
+
+
+class Gemini(Provider):
+    """The Gemini API.
+
+    Class attributes:
+        issuer: Which of Google's endpoints this is: thought signatures of one are none to another.
+    """
+
+    kind: ClassVar[str] = "gemini"
+    Config: ClassVar[type[ProviderConfig]] = VendorConfig
+    key_variables: ClassVar[tuple[str, ...]] = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+    price_provider: ClassVar[str | None] = "google"
+    operations: ClassVar[frozenset[Operation]] = frozenset({Operation.CHAT, Operation.EMBEDDINGS})
+    issuer: ClassVar[Issuer] = "gemini"
+
+    def __init__(self, name: str, config: VendorConfig, services: Services) -> None:
+        super().__init__(name, config, services)
+        self._drop_params = config.drop_params
+        self._models = load_models()
+        fixed = (*_ALWAYS, *self._fixed_headers(), *config.headers.items())
+        self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
+
+    def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
+        """The request in Google's format; what it leaves out is named in `dropped`.
+
+        Raises BadRequest when the model cannot do what is asked, UpstreamError when credentials are missing.
+        """
+        if request.operation not in self.operations:
+            raise self._not_offered(request.operation)
+        omissions = Omissions(drop_params=self._drop_params)
+        method, body = self._call(request, target, omissions)
+        fields = (*self._headers.build(headers, is_stream=request.is_stream), *self._credentials())
+        return UpstreamRequest("POST", self._url(target.model) + method, fields, body, omissions.names)
+
+    def answer(self, request: Request, body: bytes, document: Document) -> bytes:
+        """The answer as a chat completion or a list of embeddings. Raises an UpstreamError when it is none."""
+        if (error := errors.stated(document)) is not None:
+            raise error
+        if request.operation is Operation.EMBEDDINGS:
+            return translate_embeddings(document, request.document)
+        identity = identified(self._identity(request), document)
+        return translate_answer(document, identity, self.issuer, custom_tools(request.document))
+
+    def stream_decoder(self, request: Request) -> StreamDecoder:
+        """A decoder for a streamed answer."""
+        return GeminiStream(self._identity(request), self.issuer, custom_tools(request.document))
+
+    def usage(self, document: Document) -> Usage | None:
+        """Usage; None when Google told none, which it does for some embedding models."""
+        usage = super().usage(document)
+        return usage if usage and usage.total_tokens else None
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """Google's error response, classified."""
+        return errors.refused(status, headers, body)
+
+    def _call(self, request: Request, target: Target, omissions: Omissions) -> tuple[str, bytes]:
+        """The method of the model to call, and what with."""
+        if request.operation is Operation.EMBEDDINGS:
+            return self._embed(request.document, target, omissions)
+        body = generate_body(request.document, self._models, self.issuer, omissions)
+        return ":streamGenerateContent?alt=sse" if request.is_stream else ":generateContent", body
+
+    def _embed(self, document: Document, target: Target, omissions: Omissions) -> tuple[str, bytes]:
+        texts = texts_of(document, omissions)
+        return ":batchEmbedContents", batch_body(_resource(target.model), texts, dimensions_of(document))
+
+    def _url(self, model: str) -> str:
+        base = (self.config.base_url or FILE_API).rstrip("/")
+        collection, _, name = _resource(model).partition("/")
+        return f"{base}/{collection}/{quote(name, safe='')}"
+
+    def _fixed_headers(self) -> Sequence[tuple[str, str]]:
+        key = self.config.api_key
+        return (("x-goog-api-key", key.get_secret_value()),) if key else ()
+
+    def _credentials(self) -> Sequence[tuple[str, str]]:
+        """Headers that differ from request to request. Raises UpstreamError when there are no credentials."""
+        if self.config.api_key is None and self.config.base_url is None:
+            raise self.missing_key()
+        return ()
+
+    def _identity(self, request: Request) -> AnswerIdentity:
+        return AnswerIdentity(f"chatcmpl-{secrets.token_hex(12)}", request.model, self._now())
+
+    def _now(self) -> int:
+        return int(self.services.clock.now().timestamp())
+
+    def _not_offered(self, operation: Operation) -> BadRequest:
+        return BadRequest(f"The provider '{self.name}' does not offer {operation.value.replace('_', ' ')}.")
+
+
+def _resource(model: str) -> str:
+    """A model's full name, such as `models/gemini-2.5-pro` or `tunedModels/mine`."""
+    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
