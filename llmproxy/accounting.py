@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from decimal import Decimal
 
 from llmproxy import estimate
-from llmproxy.errors import UpstreamTimeout
-from llmproxy.exchange import Attempt, Cost, Exchange, Operation, Target, Usage
+from llmproxy.errors import UpstreamRefused, UpstreamTimeout
+from llmproxy.exchange import Attempt, Cost, Exchange, Operation, StreamProgress, Target, Usage
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 from llmproxy.services import Clock
@@ -38,24 +39,36 @@ class Accounting:
         return self._prices.cost(usage, prices)
 
     def _settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
-        progress = attempt.progress
-        if progress is not None:
-            attempt.finish_reasons = progress.finish_reasons
-            if progress.usage is not None:
-                attempt.usage = self._providers[attempt.target.provider].usage(progress.usage)
+        if attempt.progress is not None:
+            attempt.finish_reasons = attempt.progress.finish_reasons
+            attempt.usage = self._streamed_usage(attempt, attempt.progress)
         if attempt.usage is None and was_served(attempt):
             attempt.usage = estimate.estimated(exchange.request.size_bytes, _output_tokens(exchange, attempt))
         if attempt.usage is not None:
             attempt.cost = self.cost(attempt.target, attempt.usage)
 
+    def _streamed_usage(self, attempt: Attempt, progress: StreamProgress) -> Usage | None:
+        """What a stream told of its usage; of one that was cut, at least what was seen."""
+        if progress.usage is None:
+            return None
+        told = self._providers[attempt.target.provider].usage(progress.usage)
+        if told is None or progress.is_complete or told.output_tokens >= progress.estimated_tokens:
+            return told
+        unseen_tokens = progress.estimated_tokens - told.output_tokens
+        return replace(told, text_output_tokens=told.text_output_tokens + unseen_tokens, provenance="estimated")
+
 
 def was_served(attempt: Attempt) -> bool:
-    """Whether the provider will charge for an attempt that told no usage."""
+    """Whether the provider will charge for an attempt that told no usage: it had the request, and did not refuse it."""
+    if not attempt.is_sent:
+        return False
     if attempt.progress is not None and attempt.progress.has_content:
         return True
     if isinstance(attempt.error, UpstreamTimeout):
         return attempt.error.phase != "connect"
-    return attempt.error is None
+    if isinstance(attempt.error, UpstreamRefused):
+        return False
+    return attempt.error is None or (attempt.status is not None and 200 <= attempt.status < 300)
 
 
 def total(costs: list[Cost]) -> Cost | None:
@@ -72,6 +85,6 @@ def _output_tokens(exchange: Exchange, attempt: Attempt) -> int:
     if attempt.request.operation is Operation.EMBEDDINGS:
         return 0
     if attempt.progress is not None:
-        return attempt.progress.event_count
+        return attempt.progress.estimated_tokens
     answered = exchange.answer is not None and attempt.error is None and attempt is exchange.attempts[-1]
     return estimate.tokens_in(len(exchange.answer.body)) if answered and exchange.answer else 0

@@ -24,6 +24,7 @@ from llmproxy.exchange import Document, Exchange, Operation, Principal
 from llmproxy.gateway import Core, Gateway, read_configuration, refuse_fixed
 from llmproxy.ids import new_id
 from llmproxy.journal import Journal
+from llmproxy.key_snapshot import KeySnapshot
 from llmproxy.keys import DEFAULT_WORKSPACE, KeyRing, credential_in
 from llmproxy.partitions import Partitions
 from llmproxy.plugins import PluginSource
@@ -87,7 +88,7 @@ class App:
             tasks=self._tasks,
             state_directory=state.path,
         )
-        self.keys: Final = KeyRing(self._queries, clock, log)
+        self.keys: Final = KeyRing(self._queries, clock, log, KeySnapshot(state.path / "keys.json"))
         self._tls = ServerTLS(config.server.tls, log) if config.server.tls else None
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()

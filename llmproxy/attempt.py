@@ -25,8 +25,11 @@ from llmproxy.upstream import TimedResponse
 MAX_ANSWER_BYTES: Final = 67_108_864
 _STREAM_TYPES: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
 _MAX_ERROR_BYTES: Final = 1_048_576
-_RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-", "openai-")
-_RELAYED: Final = frozenset({"x-request-id", "request-id", "retry-after", "retry-after-ms"})
+_RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
+# Not openai-organization and openai-project: whose account pays is not the client's business.
+_RELAYED: Final = frozenset(
+    {"x-request-id", "request-id", "retry-after", "retry-after-ms", "openai-processing-ms", "openai-version"}
+)
 _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 
 
@@ -65,6 +68,7 @@ class Attempts:
         request = provider.prepare(attempt.request, attempt.target, exchange.headers)
         attempt.dropped = request.dropped
         timeouts = _limited(provider.config.timeouts or self._timeouts, total_seconds)
+        attempt.is_sent = True
         response = await upstream.send(provider.transport or self._transport, request, timeouts)
         try:
             answer = await self._read(exchange, attempt, provider, response)
@@ -92,7 +96,7 @@ def request_for(original: Request, target: Target) -> Request:
     request = original.copy()
     if request.model != target.model:
         request.set("model", target.model)
-    if request.is_stream and request.operation is not Operation.EMBEDDINGS and not asks_for_usage(request):
+    if request.is_stream and not asks_for_usage(request):
         options = request.document.get("stream_options")
         request.set("stream_options", {**(options if isinstance(options, dict) else {}), "include_usage": True})
     return request
@@ -102,6 +106,14 @@ def asks_for_usage(request: Request) -> bool:
     """Whether a streaming client wants the usage event for itself."""
     options = request.document.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def choice_count(document: Document) -> int:
+    """How many choices the answer to a request will have: `n`, for each of its prompts."""
+    choices, prompts = document.get("n"), document.get("prompt")
+    # A list of numbers is one prompt, as tokens.
+    is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)
+    return (choices if isinstance(choices, int) else 1) * (len(prompts or ()) if is_batch else 1)
 
 
 async def _refusal(provider: Provider, response: TimedResponse) -> UpstreamError:
@@ -115,9 +127,8 @@ async def _stream(exchange: Exchange, attempt: Attempt, provider: Provider, resp
     decoder = provider.stream_decoder(attempt.request)
     if decoder is None and response.headers.get("content-type", "").startswith("application/json"):
         raise await _not_a_stream(exchange.operation, response)
-    choices = exchange.request.document.get("n")
     facts = StreamFacts(
-        hide_usage=not asks_for_usage(exchange.request), choices=choices if isinstance(choices, int) else 1
+        hide_usage=not asks_for_usage(exchange.request), choices=choice_count(exchange.request.document)
     )
     attempt.progress = facts
     events = UpstreamEvents(response, decoder, facts)

@@ -11,7 +11,6 @@ import fcntl
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -20,11 +19,10 @@ import orjson
 
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document, Usage
+from llmproxy.exchange import TOKEN_CLASSES, Document
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Database, Log
 
-_TOKEN_COLUMNS: Final = tuple(field.name for field in fields(Usage) if field.name != "provenance")
 # The columns that are written, and so the keys of a record's parts. A journal of an older version lacks the newer
 # ones: a column added later must be nullable.
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -33,18 +31,18 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         *("session_id", "prompt_version", "tags", "metadata", "trace_id", "request_model", "provider_name"),
         *("response_model", "region", "outcome", "http_status", "error_type", "error_code", "error_message"),
         *("finish_reasons", "cache", "attempts", "duration_seconds", "first_chunk_seconds", "request_bytes"),
-        *("response_bytes", *_TOKEN_COLUMNS, "usage_provenance", "cost_usd", "cost_provenance", "price_source"),
+        *("response_bytes", *TOKEN_CLASSES, "usage_provenance", "cost_usd", "cost_provenance", "price_source"),
         "decisions",
     ),
     "attempts": (
         *("request_id", "admitted_at", "number", "provider_name", "model", "region", "started_at"),
         *("duration_seconds", "first_chunk_seconds", "http_status", "failure", "error_code", "error_message"),
-        *("upstream_request_id", "finish_reasons", *_TOKEN_COLUMNS, "usage_provenance", "cost_usd"),
+        *("upstream_request_id", "finish_reasons", *TOKEN_CLASSES, "usage_provenance", "cost_usd"),
         "cost_provenance",
     ),
     "ledger_entries": (
         *("request_id", "occurred_at", "entry", "kind", "workspace", "key_id", "feature", "user_id"),
-        *("operation_name", "request_model", "provider_name", "response_model", *_TOKEN_COLUMNS),
+        *("operation_name", "request_model", "provider_name", "response_model", *TOKEN_CLASSES),
         *("usage_provenance", "amount_usd", "cost_provenance", "price_source"),
     ),
 }
@@ -150,7 +148,7 @@ def _batch(records: Sequence[Document]) -> _Batch:
     try:
         requests = [record["request"] for record in records]
         attempts = [attempt for record in records for attempt in record["attempts"]]
-        ledger = [record["ledger"] for record in records]
+        ledger = [row for record in records for row in record["ledger"]]
         bodies = [record["bodies"] for record in records if "bodies" in record]
         times = {row["admitted_at"] for row in requests} | {row["occurred_at"] for row in ledger}
         days = {datetime.fromisoformat(time).astimezone(UTC).date() for time in times}

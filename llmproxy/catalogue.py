@@ -15,8 +15,10 @@ from llmproxy.providers import Provider
 
 # ARNs of inference profiles are the longest names in use, at some 150.
 MAX_MODEL_CHARACTERS: Final = 500
+MAX_FALLBACKS: Final = 10
 _FALLBACK_MEMBERS: Final = ("fallbacks", "models")
 _MAX_REMEMBERED: Final = 10_000
+_MAX_COMPARED: Final = 300
 
 
 class Catalogue:
@@ -64,7 +66,7 @@ class Catalogue:
 
     def names(self, principal: Principal) -> list[str]:
         """Every name to list for a key: aliases, then what each provider offers, as `provider/model`."""
-        return [name for name in self._all_names() if may_use(principal, name, ())]
+        return [name for name in self._all_names() if may_use(principal, name, self._aliases.get(name, ()))]
 
     def every_name(self) -> list[str]:
         """Every name there is, whoever may use it."""
@@ -115,7 +117,10 @@ class Catalogue:
             yield from (f"{provider}/{model}" for model in models or sorted(self._known.get(provider, ())))
 
     def _unknown(self, model: str, principal: Principal) -> str:
-        near = difflib.get_close_matches(model[:200], self.names(principal), n=3, cutoff=0.5)
+        # Comparing is slow: where a provider is named, only its models are looked at.
+        provider = model[: model.find("/") + 1]
+        named = [name for name in self.names(principal) if name.startswith(provider)] or self.names(principal)
+        near = difflib.get_close_matches(model[:100], named[:_MAX_COMPARED], n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
         return f"The model '{model[:200]}' is not configured here.{hint}"
 
@@ -154,6 +159,8 @@ def asked_fallbacks(request: Request, headers: Mapping[str, str]) -> list[str]:
             raise BadRequest(f"'{member}' must be a list of model names.", param=member)
         names += listed
         request.remove(member)
+    if len(names) > MAX_FALLBACKS:
+        raise BadRequest(f"A request may name at most {MAX_FALLBACKS} models to fall back to.", param="fallbacks")
     for name in names:
         check_model_name(name)
     return names

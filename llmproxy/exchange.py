@@ -6,11 +6,11 @@ No I/O and no HTTP library here: what these types hold can be made, compared and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from llmproxy.errors import LLMProxyError
 from llmproxy.splice import REMOVED, splice
@@ -187,6 +187,9 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
+TOKEN_CLASSES: Final = tuple(each.name for each in fields(Usage) if each.name != "provenance")
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What something cost. `amount_usd` is None when no price is known, which is not the same as free."""
@@ -201,13 +204,19 @@ class StreamProgress(Protocol):
 
     Attributes:
         usage: A document whose `usage` is what the provider has told; None as long as it told nothing.
-        event_count: Events that have passed.
         has_content: Whether anything a user could notice has passed.
     """
 
     usage: Document | None
-    event_count: int
     has_content: bool
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer has come to its end."""
+
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens have passed."""
 
     @property
     def finish_reasons(self) -> tuple[str, ...]:
@@ -219,6 +228,7 @@ class Attempt:
     """One try at a target.
 
     `request` is rebuilt from the client's original for every attempt and may be edited by `pre_attempt`.
+    `is_sent` tells that the provider may have seen it, and so charge for it.
     `first_chunk_seconds` and `duration_seconds` count from the start of the attempt. `headers` are those of the
     provider's response that clients may rely on. `dropped` names request parameters that the provider does not have.
     `progress` is there for streamed answers.
@@ -229,6 +239,7 @@ class Attempt:
     request: Request
     started_at: datetime
     started_monotonic: float
+    is_sent: bool = False
     status: int | None = None
     headers: Headers = ()
     dropped: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ def answer_head(exchange: Exchange, now_monotonic: float) -> Headers:
         ("x-llmproxy-overhead-ms", f"{max(0.0, overhead_seconds) * 1000:.2f}"),
         *exchange.response_headers,
     ]
-    if attempts:
+    if attempts and (answer is None or attempts[-1].error is None):
         target = attempts[-1].target
         head += [("x-llmproxy-provider", target.provider), ("x-llmproxy-model", target.name)]
     if attempts and attempts[-1].dropped:

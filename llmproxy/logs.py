@@ -8,6 +8,7 @@ from typing import Final
 
 import orjson
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import Processor
 
 from llmproxy.config import LoggingConfig
@@ -37,11 +38,14 @@ def make_log(config: LoggingConfig) -> Log:
 
 
 def _as_text() -> list[Processor]:
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Never the default, which prints local variables, prompts and keys among them, where it can.
+    formatter = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=formatter)]
 
 
 def _as_json() -> list[Processor]:
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(serializer=_encoded)]
+    tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+    return [tracebacks, structlog.processors.JSONRenderer(serializer=_encoded)]
 
 
 def _encoded(event: object, **_options: object) -> str:

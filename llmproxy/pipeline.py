@@ -6,8 +6,9 @@ bytes → principal → request → candidates → (answer | target → attempt)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from llmproxy import records
 from llmproxy.accounting import Accounting
@@ -30,6 +31,7 @@ from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
 from llmproxy.records import Bodies
+from llmproxy.regions import lies_within
 from llmproxy.services import Clock, Log, Tasks
 from llmproxy.splice import decode_object
 from llmproxy.stream import BodyCapture, Client, relay
@@ -69,17 +71,26 @@ class Pipeline:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no exchange is on its way, `on_complete` included."""
+        return not self._live
+
     async def idle(self) -> None:
         """Wait until no exchange is on its way, `on_complete` included."""
         await self._idle.wait()
 
     async def handle(self, exchange: Exchange, client: Client) -> None:
         """Carry one exchange from the client's request to its record; every one let in leaves exactly one."""
-        try:
-            await self._let_in(exchange, client)
-        except LLMProxyError as error:
-            return await self._refuse(exchange, client, error)
-        self._begun()
+        with self._under_way():
+            try:
+                await self._let_in(exchange, client)
+            except LLMProxyError as error:
+                return await self._refuse(exchange, client, error)
+            return await self._carry(exchange, client)
+
+    async def _carry(self, exchange: Exchange, client: Client) -> None:
+        """From the journal's first word on an exchange to its last."""
         bodies = self._bodies(exchange)
         try:
             exchange.answer = await self._answer(exchange)
@@ -88,13 +99,14 @@ class Pipeline:
         except asyncio.CancelledError:
             self._ended_by(exchange, ClientDisconnected("The connection was closed before the answer was complete."))
             raise
+        except ClientDisconnected as error:
+            self._ended_by(exchange, error)
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the client is told and the row is written
             known = error if isinstance(error, LLMProxyError) else self._internal(exchange, error)
             self._ended_by(exchange, known)
             await self._refuse(exchange, client, known)
         finally:
             self._record(exchange, client, bodies)
-        return None
 
     # The way in
 
@@ -127,10 +139,18 @@ class Pipeline:
         return await self._attempt_until_answered(exchange)
 
     def _candidates(self, exchange: Exchange) -> tuple[Target, ...]:
-        """The model's own targets, then those the client asked for in case they fail."""
+        """The model's own targets, then those the client asked for in case they fail; all in the workspace's region."""
         names = [exchange.request.model, *asked_fallbacks(exchange.request, exchange.headers)]
         found = [target for name in names for target in self._catalogue.resolve(name, exchange.principal)]
-        return tuple(dict.fromkeys(found))
+        region = exchange.principal.region
+        allowed = [target for target in found if region is None or lies_within(target.region, region)]
+        if not allowed:
+            raise Refused(
+                f"No target of this model is known to lie in '{region}', where this workspace's requests must stay.",
+                code="region_not_allowed",
+                param="model",
+            )
+        return tuple(dict.fromkeys(allowed))
 
     # Attempts
 
@@ -190,9 +210,9 @@ class Pipeline:
         try:
             await relay(exchange, answer.stream, client, self._hooks.on_stream_chunk, bodies.response)
         except UpstreamError as error:
-            exchange.attempts[-1].error = error
+            if exchange.attempts:
+                exchange.attempts[-1].error = error
             raise
-        await self._after_stream(exchange)
         return None
 
     async def _deliver_whole(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
@@ -210,20 +230,9 @@ class Pipeline:
             answer.body,
         )
 
-    async def _after_stream(self, exchange: Exchange) -> None:
-        if not self._hooks.post_response:
-            return
-        self._accounting.settle(exchange)
-        try:
-            await self._hooks.post_response(exchange)
-        except LLMProxyError as error:
-            # The client has its answer already: all that is left is to say so.
-            self._log.error("post_response_failed", request_id=exchange.id, error=str(error))
-
     async def _refuse(self, exchange: Exchange, client: Client, error: LLMProxyError) -> None:
         """Tell the client, in its dialect; once a stream is open that can only be an error event."""
-        if isinstance(error, PluginError):
-            self._log.error("plugin_failed", request_id=exchange.id, error=error.message, exc_info=error.__cause__)
+        self._log_failure(exchange, error)
         try:
             if client.is_open:
                 await client.write(error_event(error, exchange.id))
@@ -243,37 +252,44 @@ class Pipeline:
         for attempt in exchange.attempts:
             attempt.duration_seconds = attempt.duration_seconds or self._clock.monotonic() - attempt.started_monotonic
         try:
-            self._wind_up(exchange)
+            self._wind_up(exchange, bodies)
         except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
             self._internal(exchange, error)
-        if bodies.request is not None:
-            bodies.request.add(exchange.request.encode())
         self._journal.end(exchange.id, records.completion(exchange, client.status, client.bytes_sent, bodies))
-        if self._hooks.on_complete:
+        is_whole_stream = exchange.outcome is Outcome.SUCCEEDED and exchange.answer and exchange.answer.stream
+        if self._hooks.on_complete or (self._hooks.post_response and is_whole_stream):
             # In a task of its own: the client, and the cancellation it may have caused, are done with.
-            self._tasks.start("on_complete", self._complete(self._hooks.on_complete(exchange)))
-        else:
-            self._ended()
+            self._tasks.start("on_complete", self._complete(exchange, after_stream=bool(is_whole_stream)))
 
-    def _wind_up(self, exchange: Exchange) -> None:
+    def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:
         if exchange.answer is not None and exchange.answer.stream is not None:
             exchange.answer.stream.close()
         self._accounting.settle(exchange)
+        # Before every guard has had its say, the request may hold what must not be kept.
+        if bodies.request is not None and (exchange.targets or exchange.answer):
+            bodies.request.add(exchange.request.encode())
 
-    async def _complete(self, listeners: Coroutine[Any, Any, None]) -> None:  # a coroutine's other types say nothing
-        try:
-            await listeners
-        finally:
-            self._ended()
+    async def _complete(self, exchange: Exchange, *, after_stream: bool) -> None:
+        with self._under_way():
+            if after_stream and self._hooks.post_response:
+                try:
+                    await self._hooks.post_response(exchange)
+                except LLMProxyError as error:
+                    # The client has its answer already: all that is left is to say so.
+                    self._log_failure(exchange, error)
+            if self._hooks.on_complete:
+                await self._hooks.on_complete(exchange)
 
-    def _begun(self) -> None:
+    @contextmanager
+    def _under_way(self) -> Iterator[None]:
         self._live += 1
         self._idle.clear()
-
-    def _ended(self) -> None:
-        self._live -= 1
-        if not self._live:
-            self._idle.set()
+        try:
+            yield
+        finally:
+            self._live -= 1
+            if not self._live:
+                self._idle.set()
 
     # Small print
 
@@ -285,6 +301,15 @@ class Pipeline:
             BodyCapture(room) if wanted in ("requests", "all") else None,
             BodyCapture(room) if wanted in ("responses", "all") else None,
         )
+
+    def _log_failure(self, exchange: Exchange, error: LLMProxyError) -> None:
+        """What the client is not told: the cause of a fault that is not its own."""
+        if error.http_status >= 500:
+            cause = error.__cause__
+            exc_info = cause if isinstance(error, PluginError) else None
+            self._log.warning(
+                "request_failed", request_id=exchange.id, error=error.message, cause=repr(cause), exc_info=exc_info
+            )
 
     def _ended_by(self, exchange: Exchange, error: LLMProxyError) -> None:
         exchange.error = error

@@ -12,19 +12,9 @@ from typing import Any, Final
 
 from llmproxy import estimate
 from llmproxy.errors import LLMProxyError, UpstreamError
-from llmproxy.exchange import Attempt, Cost, Document, Exchange, Target, Usage
+from llmproxy.exchange import TOKEN_CLASSES, Attempt, Cost, Document, Exchange, Operation, Target, Usage
 from llmproxy.stream import BodyCapture
 
-TOKEN_COLUMNS: Final = (
-    "uncached_input_tokens",
-    "cache_read_input_tokens",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "audio_input_tokens",
-    "text_output_tokens",
-    "reasoning_output_tokens",
-    "audio_output_tokens",
-)
 _MAX_MESSAGE_CHARACTERS: Final = 1000
 
 
@@ -44,17 +34,16 @@ def admission(exchange: Exchange) -> Document:
         "path": exchange.path,
         "is_stream": request.is_stream,
         "request_bytes": request.size_bytes,
-        "max_output_tokens": estimate.max_output_tokens(request.document),
+        "max_output_tokens": _max_output_tokens(exchange),
     }
 
 
 def completion(exchange: Exchange, http_status: int, response_bytes: int, bodies: Bodies) -> Document:
     """The document written when an exchange has ended, complete in itself."""
     answered = next((a for a in reversed(exchange.attempts) if a.error is None), None)
-    target = answered.target if answered else exchange.target
     shared = {
         **_identity(exchange),
-        **_target_columns(target),
+        **_target_columns(answered.target if answered else exchange.target),
         **_usage_columns(exchange.usage),
         **_cost_columns(exchange.cost),
     }
@@ -77,7 +66,7 @@ def completion(exchange: Exchange, http_status: int, response_bytes: int, bodies
     return {
         "request": request,
         "attempts": [_attempt(exchange, attempt) for attempt in exchange.attempts],
-        "ledger": _ledger(shared),
+        "ledger": _ledger_rows(exchange, answered, shared),
         **_bodies(exchange, bodies),
     }
 
@@ -102,7 +91,11 @@ def interrupted(admitted: Document, target: Target | None, cost: Cost | None, us
         "attempts": 0,
         "decisions": [],
     }
-    return {"request": request, "attempts": [], "ledger": _ledger(shared)}
+    return {"request": request, "attempts": [], "ledger": [_ledger(shared)]}
+
+
+def _max_output_tokens(exchange: Exchange) -> int | None:
+    return 0 if exchange.operation is Operation.EMBEDDINGS else estimate.max_output_tokens(exchange.request.document)
 
 
 def _identity(exchange: Exchange) -> Document:
@@ -148,6 +141,22 @@ def _attempt(exchange: Exchange, attempt: Attempt) -> Document:
     }
 
 
+def _ledger_rows(exchange: Exchange, answered: Attempt | None, shared: Document) -> list[Document]:
+    """One row for the exchange, with the attempt that answered, and one for each other attempt that is charged."""
+    charged = [attempt for attempt in exchange.attempts if attempt.usage is not None]
+    main = answered if answered in charged or not charged else charged[-1]
+    others = (
+        {**_ledger({**shared, **_charge_columns(attempt)}), "entry": attempt.number, "kind": "attempt"}
+        for attempt in charged
+        if attempt is not main
+    )
+    return [_ledger({**shared, **(_charge_columns(main) if main else {})}), *others]
+
+
+def _charge_columns(attempt: Attempt) -> Document:
+    return {**_target_columns(attempt.target), **_usage_columns(attempt.usage), **_cost_columns(attempt.cost)}
+
+
 def _ledger(shared: Document) -> Document:
     """The same facts under the ledger's own names."""
     renamed = {"id": "request_id", "admitted_at": "occurred_at", "cost_usd": "amount_usd"}
@@ -165,7 +174,7 @@ def _target_columns(target: Target | None) -> Document:
 
 
 def _usage_columns(usage: Usage | None) -> Document:
-    counts: dict[str, Any] = {name: getattr(usage, name) if usage else 0 for name in TOKEN_COLUMNS}  # ints, one str
+    counts: dict[str, Any] = {name: getattr(usage, name) if usage else 0 for name in TOKEN_CLASSES}  # ints, one str
     counts["usage_provenance"] = usage.provenance if usage else None
     return counts
 

@@ -24,13 +24,13 @@ from llmproxy.errors import (
     UnsupportedMediaType,
 )
 from llmproxy.exchange import Headers
+from llmproxy.sse import COMMENT
 
 _STREAM_HEAD: Final = (
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
-_KEEP_ALIVE_COMMENT: Final = b": keep-alive\n\n"
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 _WRONG_ENCODING: Final = "The request body's content encoding is not supported; send gzip or plain JSON."
 _TOO_SLOW: Final = (
@@ -128,7 +128,7 @@ class ClientConnection:
     async def keep_alive(self) -> None:
         """A comment, so that nobody between us and the client takes silence for death."""
         if not self._transport.get_write_buffer_size():
-            await self.write(_KEEP_ALIVE_COMMENT)
+            await self.write(COMMENT)
 
     def _check_head(self) -> None:
         headers = self.request.headers

@@ -148,7 +148,7 @@ CREATE TABLE ledger_entries (
     request_id uuid NOT NULL,
     occurred_at timestamptz NOT NULL,
     entry integer NOT NULL DEFAULT 0,
-    kind text NOT NULL CHECK (kind IN ('exchange', 'adjustment')),
+    kind text NOT NULL CHECK (kind IN ('exchange', 'attempt', 'adjustment')),
     workspace text NOT NULL,
     key_id text,
     feature text,

@@ -30,7 +30,7 @@ def accounting(*prices: PriceConfig) -> Accounting:
 def attempt(error: LLMProxyError | None = None, *, usage: Usage | None = None, events: bytes | None = None) -> Attempt:
     """An attempt that ended like this."""
     request = Request(Operation.CHAT, b"x" * 400, {"model": "m"})
-    made = Attempt(1, Target("groq", "m"), request, datetime.now(UTC), 0.0, error=error, usage=usage)
+    made = Attempt(1, Target("groq", "m"), request, datetime.now(UTC), 0.0, error=error, usage=usage, is_sent=True)
     if events is not None:
         facts = StreamFacts(hide_usage=False)
         facts.feed(events)
@@ -75,6 +75,39 @@ def test_a_stream_without_usage_is_estimated_from_what_was_seen() -> None:
     found = settled(attempt(UpstreamCut("Cut."), events=EVENT * 3))
     assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=3, provenance="estimated")
     assert found.cost == Cost(Decimal("0.000106"), "estimated", "config")
+
+
+def test_large_events_count_for_what_they_hold() -> None:
+    """A provider that sends four thousand characters in one event has sent about a thousand tokens, not one."""
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}\n\n' % (b"word" * 1000)
+    found = settled(attempt(UpstreamCut("Cut."), events=EVENT + event))
+    assert found.usage is not None
+    assert found.usage.text_output_tokens == pytest.approx(1000, rel=0.15)
+
+
+def test_usage_told_before_the_cut_is_no_less_than_what_was_seen() -> None:
+    """A count from the first event says little of a stream that went on for five hundred."""
+    early = (
+        b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":9,"completion_tokens":1}}\n\n'
+    )
+    found = settled(attempt(UpstreamCut("Cut."), events=early + EVENT * 500))
+    assert found.usage is not None
+    assert (found.usage.input_tokens, found.usage.provenance) == (9, "estimated")
+    assert found.usage.output_tokens >= 500
+
+
+def test_a_body_that_was_cut_after_its_head_is_charged() -> None:
+    """The provider had answered 200, and will charge."""
+    cut = attempt(UpstreamCut("Cut."))
+    cut.status = 200
+    assert settled(cut).usage is not None
+
+
+def test_what_was_never_sent_is_not_charged() -> None:
+    """Whatever it failed with."""
+    unsent = attempt()
+    unsent.is_sent = False
+    assert (settled(unsent).usage, settled(unsent).cost) == (None, None)
 
 
 def test_a_whole_answer_without_usage_is_estimated_from_its_size() -> None:

@@ -120,15 +120,17 @@ def record(admitted_at: str | None = None, **request: object) -> Document:
                 **tokens,
             }
         ],
-        "ledger": {
-            "request_id": request_id,
-            "occurred_at": admitted_at,
-            "entry": 0,
-            "kind": "exchange",
-            **shared,
-            **tokens,
-            "amount_usd": "0.000012345678901234",
-        },
+        "ledger": [
+            {
+                "request_id": request_id,
+                "occurred_at": admitted_at,
+                "entry": 0,
+                "kind": "exchange",
+                **shared,
+                **tokens,
+                "amount_usd": "0.000012345678901234",
+            }
+        ],
     }
 
 
@@ -143,7 +145,7 @@ def interrupted(begun: Document) -> Document:
     """The ending of a request of which only the beginning is known."""
     ending = record(**{**begun, "outcome": "interrupted"})
     ending["attempts"] = []
-    ending["ledger"] |= {"request_id": begun["id"], "occurred_at": begun["admitted_at"]}
+    ending["ledger"][0] |= {"request_id": begun["id"], "occurred_at": begun["admitted_at"]}
     return ending
 
 
@@ -225,7 +227,7 @@ async def test_a_record_sent_again_changes_nothing(database: Postgres, tmp_path:
     writer, document = make_writer(database, tmp_path), record()
     await writer.write([document])
     again = interrupted(document["request"])
-    again["ledger"]["occurred_at"] = "2026-11-20T00:00:00+00:00"
+    again["ledger"][0]["occurred_at"] = "2026-11-20T00:00:00+00:00"
     await writer.write([document, again])
     assert (await database.fetch("SELECT outcome FROM requests")) == [{"outcome": "succeeded"}]
     for table in ("attempts", "ledger_entries"):

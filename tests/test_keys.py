@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -12,10 +14,12 @@ from pydantic import SecretStr
 
 from llmproxy.config import WorkspaceConfig
 from llmproxy.db import Postgres
-from llmproxy.errors import StorageError, Unauthenticated
+from llmproxy.errors import StorageError, Unauthenticated, Unavailable
 from llmproxy.exchange import Principal
+from llmproxy.key_snapshot import KeySnapshot
 from llmproxy.keys import KeyRing, key_hash, new_key
 from llmproxy.queries import Queries
+from llmproxy.services import Row
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import Clock, wait_until
 
@@ -143,6 +147,72 @@ async def test_what_is_known_stays_in_force_without_a_database(stored: KeyRing, 
     with pytest.raises(StorageError):
         await database.fetch("SELECT 1")
     assert stored.authenticate(bearer("sk-new")).key_id == "key_1"
+
+
+async def test_a_key_whose_workspace_is_gone_opens_nothing(stored: KeyRing, database: Postgres) -> None:
+    """Its limits went with the workspace, so the key must not outlive it."""
+    await database.execute(INSERT, "key_1", "acme", key_hash("sk-new"), ["*"], None)
+    await wait_until(lambda: "key_1" in known(stored), seconds=1)
+    stored.configure({})
+    with pytest.raises(Unauthenticated) as caught:
+        stored.authenticate(bearer("sk-new"))
+    assert caught.value.error_code == "unknown_workspace"
+
+
+async def test_a_revocation_that_could_not_be_read_is_read_again(database: Postgres) -> None:
+    """A notification that was heard is not lost because the tables could not be read just then."""
+    clock, tasks, faulty = Clock(), BackgroundTasks(LOG), Faulty(database)
+    keys = ring(clock)
+    await database.execute(INSERT, "key_1", "acme", key_hash("sk-new"), ["*"], None)
+    await keys.start(faulty, tasks)
+    faulty.failures = 1
+    await database.execute("UPDATE virtual_keys SET revoked_at = now()")
+    await wait_until(lambda: faulty.failures == 0, seconds=2)
+    await wait_until(lambda: clock.sleepers > 0, seconds=2)
+    await clock.advance(1)
+    await wait_until(lambda: known(keys)["key_1"], seconds=2)
+    await tasks.cancel_all()
+
+
+async def test_without_a_database_and_a_memory_of_it_nobody_is_let_in(database: Postgres) -> None:
+    """A key of the file may be revoked where nobody can look, so the answer is to come back."""
+    keys, tasks = ring(), BackgroundTasks(LOG)
+    await database.close()
+    await keys.start(database, tasks)
+    with pytest.raises(Unavailable) as caught:
+        keys.authenticate(bearer(KEY))
+    assert caught.value.retry_after_seconds == 1
+    await tasks.cancel_all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"keys": []}', b"\xff"])
+async def test_a_damaged_memory_counts_as_none(database: Postgres, tmp_path: Path, damage: bytes) -> None:
+    """Whatever stands in the file."""
+    (tmp_path / "keys.json").write_bytes(damage)
+    keys, tasks = KeyRing(Queries(), Clock(), LOG, KeySnapshot(tmp_path / "keys.json")), BackgroundTasks(LOG)
+    await database.close()
+    await keys.start(database, tasks)
+    with pytest.raises(Unavailable):
+        keys.authenticate(bearer(KEY))
+    await tasks.cancel_all()
+
+
+class Faulty:
+    """A database whose next readings fail."""
+
+    def __init__(self, database: Postgres) -> None:
+        self._database = database
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:  # whatever Postgres has
+        return getattr(self._database, name)
+
+    async def fetch(self, query: str, *args: object) -> Sequence[Row]:
+        """Rows, or a failure."""
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("The database did not answer in time; try again.")
+        return await self._database.fetch(query, *args)
 
 
 def known(keys: KeyRing) -> dict[str, bool]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from typing import ClassVar
 
+from llmproxy.api import Exchange, Section, Services, hookimpl
 from llmproxy.testing import ProxyClient, StartProxy, hang, reply, wait_until
 from tests.wire import CHAT, Response, answer, ask, conversation, dial, head, request, responses
 
@@ -391,6 +393,35 @@ async def test_no_key_is_ever_repeated(proxy: StartProxy) -> None:
         refused = await ask(client, request(key="sk-this-is-a-typo"))
     assert b"typo" not in refused.body
     assert "typo" not in str(refused.headers)
+
+
+# What cannot be written
+
+
+class Deepening:
+    """Makes of every request one that JSON can read and not write."""
+
+    name: ClassVar[str] = "deepening"
+    Config: ClassVar[type[Section]] = Section
+
+    def __init__(self, config: Section, services: Services) -> None: ...
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        nested: list[object] = []
+        for _ in range(300):
+            nested = [nested]
+        exchange.request.set("messages", nested)
+
+
+async def test_a_request_too_deep_to_be_written_has_its_row(proxy: StartProxy) -> None:
+    """A request that can neither be sent on nor kept is refused, recorded once, and holds nobody up."""
+    async with proxy(Deepening, config={"audit": {"bodies": "all"}}) as client:
+        refused = await client.chat()
+        rows = await client.rows()
+    assert (refused.status, "nested too deep" in refused.document["error"]["message"]) == (400, True)
+    assert [row["outcome"] for row in rows.requests] == ["refused"]
+    assert len(rows.ledger) == 1
 
 
 # Values that travel on

@@ -299,7 +299,8 @@ async def test_hanging_up_stops_the_provider(proxy: StartProxy, script: Reply, t
         await client.upstream.wait_for(lambda: len(client.upstream.cancelled) == 1, seconds=2)
         rows = await client.rows()
     assert [(row["outcome"], row["error_code"]) for row in rows.requests] == [("disconnected", "client_disconnected")]
-    assert (rows.requests[0]["text_output_tokens"], rows.requests[0]["usage_provenance"]) == (tokens, "estimated")
+    assert rows.requests[0]["usage_provenance"] == "estimated"
+    assert tokens <= rows.requests[0]["text_output_tokens"] <= 2 * tokens
     assert len(rows.ledger) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,7 +58,7 @@ def error_headers(error: LLMProxyError) -> list[tuple[str, str]]:
     """The header fields of an error response: what it is, when to come back, what may be done instead."""
     headers = [("content-type", "application/json")]
     if error.retry_after_seconds is not None:
-        headers.append(("retry-after", f"{max(0.0, error.retry_after_seconds):g}"))
+        headers.append(("retry-after", str(max(0, math.ceil(error.retry_after_seconds)))))
     if isinstance(error, MethodNotAllowed):
         headers.append(("allow", ", ".join(error.allowed)))
     return headers

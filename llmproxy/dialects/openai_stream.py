@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-import orjson
-
 from llmproxy.dialects.openai_chat import reported_usage
 from llmproxy.dialects.openai_errors import stated_error
+from llmproxy.dialects.upstream_events import object_or_none
 from llmproxy.errors import UpstreamRefused
 from llmproxy.exchange import Document
 from llmproxy.sse import event_data
@@ -19,6 +18,9 @@ _MARKER: Final = re.compile(rb'"(?:error"|usage"(?!: ?null)|finish_reason"(?!: ?
 _DONE: Final = b"[DONE]"
 # How every event that is not [DONE] ends.
 _OBJECT_END: Final = b"}\n\n"
+# An event's JSON around its text, until a smaller one has been seen.
+_USUAL_ENVELOPE_BYTES: Final = 300
+_BYTES_PER_TOKEN: Final = 4
 _CONTENT_MEMBERS: Final = (
     "content",
     "tool_calls",
@@ -49,8 +51,10 @@ class StreamFacts:
 
     __slots__ = (
         "_choices",
+        "_envelope_bytes",
         "_finish_reasons",
         "_hide_usage",
+        "_size_bytes",
         "error",
         "event_count",
         "has_content",
@@ -62,6 +66,8 @@ class StreamFacts:
         self._hide_usage = hide_usage
         self._choices = choices
         self._finish_reasons: dict[int, str] = {}
+        self._size_bytes = 0
+        self._envelope_bytes = _USUAL_ENVELOPE_BYTES
         self.usage: Document | None = None
         self.error: UpstreamRefused | None = None
         self.event_count = 0
@@ -78,8 +84,22 @@ class StreamFacts:
         """Whether the answer has come to its end: `[DONE]`, or a finish reason for every choice."""
         return self.saw_done or len(self._finish_reasons) >= self._choices
 
+    @property
+    def estimated_tokens(self) -> int:
+        """About how many tokens have passed: one an event, and more where events hold more than their envelope."""
+        return self.event_count + max(0, self._size_bytes - self.event_count * self._envelope_bytes) // _BYTES_PER_TOKEN
+
     def feed(self, events: bytes) -> bytes:
         """What to relay of these whole events: mostly, exactly these."""
+        count = self.event_count
+        relayed = self._pass_on(events)
+        count = self.event_count - count
+        if count:
+            self._size_bytes += len(events)
+            self._envelope_bytes = min(self._envelope_bytes, len(events) // count)
+        return relayed
+
+    def _pass_on(self, events: bytes) -> bytes:
         if self.has_content and events[-3:] == _OBJECT_END and not _MARKER.search(events):
             if events.find(b"\n") == len(events) - 2:
                 self.event_count += 1
@@ -109,7 +129,7 @@ class StreamFacts:
             self.saw_done = True
             return False
         self.event_count += 1
-        document = _object(data)
+        document = object_or_none(data) or {}
         self.error = stated_error(document)
         if self.error is not None:
             return False
@@ -139,14 +159,6 @@ def _is_content(choice: Document) -> bool:
     if isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT_MEMBERS):
         return True
     return bool(choice.get("text"))
-
-
-def _object(data: bytes) -> Document:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 # The value is whatever the provider sent.
