@@ -39,6 +39,9 @@ class Accounting:
         return self._prices.cost(usage, prices)
 
     def _settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
+        if attempt.cost is not None and attempt.progress is None:
+            # A whole answer's usage does not change any more, and pricing it is dear.
+            return
         if attempt.progress is not None:
             attempt.finish_reasons = attempt.progress.finish_reasons
             attempt.usage = self._streamed_usage(attempt, attempt.progress)

@@ -1,0 +1,100 @@
+"""Processes that are measured: which core they have, what they used of it, and what they hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+ROOT: Final = Path(__file__).parent.parent
+_STOP_SECONDS: Final = 30
+
+
+class Cores(NamedTuple):
+    """Who runs where: the subject has a core of its own, everybody else shares the other."""
+
+    subject: set[int]
+    others: set[int]
+
+
+def cores() -> Cores:
+    """The first core and the last that we may use; empty where processes cannot be pinned."""
+    if sys.platform != "linux":
+        return Cores(set(), set())
+    usable = sorted(os.sched_getaffinity(0))
+    return Cores({usable[0]}, {usable[-1]})
+
+
+def pin(processes: Iterable[psutil.Process], to: set[int]) -> None:
+    """Keep processes, with all the threads they have and will have, on some cores."""
+    if sys.platform != "linux" or not to:
+        return
+    for process in processes:
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, to)
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all its descendants."""
+    return [process, *process.children(recursive=True)]
+
+
+def cpu_seconds(process: psutil.Process | None) -> float:
+    """What a process has used so far, in the kernel and outside, with all its descendants that live or have ended."""
+    total = 0.0
+    for each in family(process) if process else ():
+        # One that ends meanwhile is counted by its parent from then on.
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+class Memory(NamedTuple):
+    """Bytes of a process: all that is resident, and what would be free if it ended."""
+
+    resident_bytes: int
+    unique_bytes: int
+
+
+def memory(process: psutil.Process | None) -> Memory:
+    """What a process holds now."""
+    if process is None:
+        return Memory(0, 0)
+    info = process.memory_full_info()
+    return Memory(info.rss, info.uss)
+
+
+@contextmanager
+def running(module: str, *arguments: str) -> Iterator[tuple[psutil.Process, int]]:
+    """A Python program that prints its port once it serves: its process, and the port."""
+    command = [sys.executable, "-m", module, *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield psutil.Process(process.pid), int(first_line(process))
+        finally:
+            stop(process)
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    """The first line that a process prints. Raises RuntimeError when it ends without one."""
+    line = process.stdout.readline() if process.stdout else ""
+    if not line:
+        raise RuntimeError("A process that is measured has ended before it served.")
+    return line
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask a process to end, and wait until it has; kill it when it does not."""
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
