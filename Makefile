@@ -45,7 +45,8 @@ bench: $(VENV)/.dev ## Measure what the gateway costs
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(VENV)/.dev ## Make the generated pages anew
-	$(BIN)/python -m llmproxy.hookdocs
+	$(BIN)/python -m llmproxy.hookdocs > docs/hooks.md
+	$(BIN)/python -m tests.vendor_matrix
 
 wheel: $(VENV)/.run ## Build the source archive and the wheel into dist/
 	$(BIN)/hatchling build

@@ -7,7 +7,7 @@ import hmac
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from pydantic import SecretStr
@@ -19,17 +19,21 @@ from llmproxy.batch_writer import BatchWriter
 from llmproxy.config import Config, WorkspaceConfig
 from llmproxy.db import Postgres
 from llmproxy.endpoints import OPERATIONS, HealthEndpoints, ModelEndpoints
-from llmproxy.errors import LLMProxyError, MethodNotAllowed, Unauthenticated
-from llmproxy.exchange import Document, Exchange, Operation, Principal
-from llmproxy.gateway import Core, Gateway, read_configuration, refuse_fixed
+from llmproxy.errors import LLMProxyError, MethodNotAllowed, NotFound, Unauthenticated
+from llmproxy.exchange import Answer, Document, Exchange, Operation, Principal
+from llmproxy.gateway import ConfigSource, Core, Gateway, refuse_fixed, resolve_configuration
 from llmproxy.ids import new_id
 from llmproxy.journal import Journal
 from llmproxy.key_snapshot import KeySnapshot
 from llmproxy.keys import DEFAULT_WORKSPACE, KeyRing, credential_in
 from llmproxy.partitions import Partitions
 from llmproxy.plugins import PluginSource
+from llmproxy.public_addresses import is_public
 from llmproxy.queries import Queries
-from llmproxy.server import BACKLOG, ClientConnection, Server
+from llmproxy.remote_images import RemoteImages
+from llmproxy.routes import Route
+from llmproxy.seat import BACKLOG
+from llmproxy.server import ClientConnection, Server
 from llmproxy.services import Clock, Log, RouteRequest, Services, SystemClock
 from llmproxy.state import StateDirectory
 from llmproxy.tasks import BackgroundTasks
@@ -37,15 +41,20 @@ from llmproxy.tls import ServerTLS
 from llmproxy.upstream import HTTPTransport, UpstreamHTTP
 
 SWEEP_SECONDS: Final = 1.0
+# The steps of closing, each of which may be held up by somebody else; all of them fit into `seat.CLOSING_SECONDS`.
+CUT_OFF_SECONDS: Final = 1.0
+LAST_CALLS_SECONDS: Final = 2.0
+PARTS_SECONDS: Final = 3.0
+SHIPPING_SECONDS: Final = 5.0
 
 
 class App:
     """One worker. Its parts outlive configurations; the `gateway` is what a reload replaces.
 
     Args:
-        config: The core of the configuration that `config_path` held at start.
-        config_path: The file to read; None serves the defaults.
-        reload_all: Has every worker reload; None when this is the only one.
+        config: The core of the configuration that the gateway was started with.
+        read_source: Gives the configuration to serve, at the start and at every reload.
+        reload_all: Has every worker reload, or raises an LLMProxyError; None when this is the only one.
         available: The plugins that may be enabled, by name; None stands for those that are installed.
     """
 
@@ -58,7 +67,7 @@ class App:
         self,
         *,
         config: Config,
-        config_path: Path | None,
+        read_source: Callable[[], ConfigSource],
         database_url: str,
         state: StateDirectory,
         admin_key: str,
@@ -69,7 +78,7 @@ class App:
     ) -> None:
         clock = clock or SystemClock()
         self._config = config
-        self._config_path = config_path
+        self._read_source = read_source
         self._admin_key = admin_key.encode()
         self._state = state
         self._available = available
@@ -80,6 +89,8 @@ class App:
         self._queries = Queries()
         self._database = Postgres(database_url, config.database, clock, log, self._tasks)
         self._transport = HTTPTransport()
+        # For addresses that clients choose.
+        self._public_transport = HTTPTransport(is_public)
         self.services: Final = Services(
             clock=clock,
             database=self._database,
@@ -109,24 +120,27 @@ class App:
             self._opened = opened.pop_all()
 
     async def reload(self) -> None:
-        """Take over the configuration file as it stands now, whole; on any mistake nothing changes.
+        """Take over the configuration as it stands now, whole; when it cannot be had, nothing changes.
 
         Raises ConfigError with every mistake.
         """
         async with self._reloading:
-            old, new = self.gateway, await self._make_gateway()
-            self.gateway = new
-            self.keys.configure(self._workspaces(new.configuration.config))
-            self._log.info("config_reloaded", file=str(self._config_path))
-            # Exchanges on their way keep the configuration they began with.
-            retiring = self._tasks.start("old configuration", old.shutdown())
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            new, workspaces = await self._make_gateway()
+            # Whatever could fail or take its time is done: requests meet the old or the new.
+            old, self.gateway = self.gateway, new
+            self.keys.configure(workspaces)
+            self._retire(old)
+            self._log.info("config_reloaded")
+
+    def _retire(self, gateway: Gateway) -> None:
+        """Stop a gateway in the background, once the requests that began with it have ended."""
+        retiring = self._tasks.start("old configuration", gateway.shutdown())
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
 
     async def _ask_for_reload(self) -> None:
         if self._reload_all is None:
             return await self.reload()
-        refuse_fixed(self._config, read_configuration(self._config_path, self.services, self._available).config)
         return self._reload_all()
 
     async def stop(self) -> None:
@@ -139,13 +153,19 @@ class App:
                 await self.server.idle()
         except TimeoutError:
             self._log.warning("drain_cut_short", requests=self.server.live_requests)
-        await self.server.shutdown(0)
+        await self.server.cut_off(CUT_OFF_SECONDS)
         await self._opened.aclose()
 
-    async def _close_gateway(self) -> None:
-        # Whichever serves by then, and those that were replaced and had exchanges on their way.
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        await self.gateway.shutdown()
+    async def _close_gateways(self) -> None:
+        """Stop whichever gateway serves by then, and those that were replaced and had exchanges on their way."""
+        self._retire(self.gateway)
+        _, waiting = await asyncio.wait(set(self._retiring), timeout=LAST_CALLS_SECONDS)
+        if not waiting:
+            return
+        self._log.warning("close_cut_short", configurations=len(waiting))
+        for retiring in waiting:
+            retiring.cancel()
+        await asyncio.wait(waiting, timeout=PARTS_SECONDS)
 
     # Starting
 
@@ -155,20 +175,22 @@ class App:
         # The supervisor has proved that it is there; a worker that takes another's place serves without it.
         await self._database.open(required=False)
         opened.push_async_callback(self._transport.close)
+        opened.push_async_callback(self._public_transport.close)
         self._journal = Journal(self._state.journal, self._config.journal)
         opened.callback(self._journal.close)
         opened.push_async_callback(self._tasks.cancel_all)
         self.recorder = await self._make_recorder()
-        opened.push_async_callback(self.recorder.shutdown, deadline_seconds=5)
+        opened.push_async_callback(self.recorder.shutdown, deadline_seconds=SHIPPING_SECONDS)
         await self.keys.start(self._database, self._tasks)
-        self._core = Core(self.services, self._transport, self._journal, self.keys)
+        self._core = Core(
+            self.services, self._transport, RemoteImages(self._public_transport), self._journal, self.keys
+        )
         self._health = HealthEndpoints(self._database, self._journal, self._tasks)
-        self.gateway = await self._make_gateway()
-        opened.push_async_callback(self._close_gateway)
+        self.gateway, workspaces = await self._make_gateway()
+        opened.push_async_callback(self._close_gateways)
+        self.keys.configure(workspaces)
         # Only now: what a dead worker left is settled with the gateway's models and prices.
         self.recorder.startup()
-        # The file may have been reloaded since the first worker started.
-        self.keys.configure(self._workspaces(self.gateway.configuration.config))
 
     async def _make_recorder(self) -> Recorder:
         partitions = Partitions(self._database, self._queries, self._config.audit, self._clock, self._log)
@@ -186,13 +208,16 @@ class App:
             interrupted=self._interrupted,
         )
 
-    async def _make_gateway(self) -> Gateway:
-        configuration = read_configuration(self._config_path, self.services, self._available)
+    async def _make_gateway(self) -> tuple[Gateway, Mapping[str, WorkspaceConfig]]:
+        """The configuration as it stands now, started, and the workspaces that belong to it."""
+        configuration = resolve_configuration(self._read_source(), self.services, self._available)
         refuse_fixed(self._config, configuration.config)
+        workspaces = self._workspaces(configuration.config)
         gateway = Gateway(configuration, self._core)
-        ModelEndpoints(configuration.catalogue, self._principal, int(self._clock.now().timestamp())).register(
-            gateway.routes
-        )
+        created_at = int(self._clock.now().timestamp())
+        principal = partial(self._principal, gateway)
+        models = ModelEndpoints(configuration.catalogue, configuration.listing, principal, created_at)
+        models.register(gateway.routes)
         self._health.register(gateway.routes)
         AdminEndpoints(
             self._database,
@@ -202,7 +227,7 @@ class App:
             reload=self._ask_for_reload,
         ).register(gateway.routes)
         await gateway.startup()
-        return gateway
+        return gateway, workspaces
 
     def _workspaces(self, config: Config) -> Mapping[str, WorkspaceConfig]:
         """Without any, one workspace that the generated key opens."""
@@ -235,38 +260,57 @@ class App:
         )
 
     async def _serve_route(self, client: ClientConnection) -> None:
+        gateway = self.gateway
+        with gateway.route_calls:
+            answer = await self._call_route(gateway, client)
+        await client.send(answer.status, answer.headers, answer.body)
+
+    async def _call_route(self, gateway: Gateway, client: ClientConnection) -> Answer:
         request = client.request
-        route, parameters = self.gateway.routes.find(request.method, request.path)
-        if route.admin:
-            self._check_admin(request.headers)
+        route, parameters = self._find_route(gateway, client)
         body = await client.read_body() if request.can_read_body else b""
         asked = RouteRequest(request.method, request.path, parameters, request.query, request.headers, body)
         try:
-            answer = await route.handler(asked)
+            return await route.handler(asked)
         except LLMProxyError:
             raise
         except Exception as error:
             self._log.error("route_failed", path=route.path, error=repr(error), exc_info=error)
             raise LLMProxyError("The gateway failed on this request; its log has the details.") from error
-        await client.send(answer.status, answer.headers, answer.body)
+
+    def _find_route(self, gateway: Gateway, client: ClientConnection) -> tuple[Route, Mapping[str, str]]:
+        request = client.request
+        try:
+            route, parameters = gateway.routes.find(request.method, request.path)
+        except (NotFound, MethodNotAllowed):
+            # What there is under this path is for nobody else to find out.
+            if request.path.startswith("/admin/"):
+                self._check_admin(request.headers)
+            raise
+        if route.admin:
+            self._check_admin(request.headers)
+        return route, parameters
 
     def _check_admin(self, headers: Mapping[str, str]) -> None:
         if not hmac.compare_digest(credential_in(headers).encode("utf-8", "surrogateescape"), self._admin_key):
             raise Unauthenticated("This path takes the admin key, and the one sent is not it.")
 
-    async def _principal(self, request: RouteRequest) -> Principal:
+    async def _principal(self, gateway: Gateway, request: RouteRequest) -> Principal:
         now = self._clock.now()
         exchange = Exchange(new_id(now), now, self._clock.monotonic(), Operation.CHAT, request.path, request.headers)
-        return await self.gateway.pipeline.authenticate(exchange)
+        return await gateway.pipeline.authenticate(exchange)
 
     # Keeping house
 
     async def _sweep(self) -> None:
         while True:
             await self._clock.sleep(SWEEP_SECONDS)
-            await self.server.sweep()
-            if self._tls is not None:
-                self._tls.refresh()
+            try:
+                await self.server.sweep()
+                if self._tls is not None:
+                    self._tls.refresh()
+            except Exception as error:  # noqa: BLE001 - timeouts and keep-alives of all connections hang on this
+                self._log.error("sweep_failed", error=repr(error), exc_info=error)
 
     def _interrupted(self, admitted: Document) -> Document:
         """The ending of a request whose worker died: charged for the most it may have used, at its first target."""

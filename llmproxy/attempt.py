@@ -5,31 +5,36 @@ A stream is an answer once its first content is there; until then any failure is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import orjson
 
 from llmproxy import upstream
+from llmproxy.answers import finish_reasons, refusal, stream_decoder, whole_answer
+from llmproxy.concurrency import map_together
 from llmproxy.config import Timeouts
-from llmproxy.dialects.chat_collect import ChunkCollector
-from llmproxy.dialects.openai_errors import error_in
+from llmproxy.dialects.embeddings import merge_embeddings, summed_usage
+from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
-from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Operation, Request, Target
+from llmproxy.errors import LLMProxyError
+from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Request, StateKey, Target
 from llmproxy.providers import Provider, Transport
+from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock
 from llmproxy.stream import UpstreamEvents
 from llmproxy.upstream import TimedResponse
 
-MAX_ANSWER_BYTES: Final = 67_108_864
-_STREAM_TYPES: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
-_MAX_ERROR_BYTES: Final = 1_048_576
 _RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
 # Not openai-organization and openai-project: whose account pays is not the client's business.
 _RELAYED: Final = frozenset(
     {"x-request-id", "request-id", "retry-after", "retry-after-ms", "openai-processing-ms", "openai-version"}
 )
+# Parts of a batch that are under way at a time: enough to be quick, too few to look like an attack.
+_PARTS_AT_ONCE: Final = 4
+# Images as data URLs, by address: fetched once, however many attempts need them.
+_IMAGES: Final = StateKey[Mapping[str, str]]("remote_images")
 _REQUEST_IDS: Final = ("x-request-id", "request-id", "x-amzn-requestid", "apim-request-id")
 
 
@@ -38,15 +43,23 @@ class Attempts:
 
     Args:
         timeouts: What holds for providers that set none of their own.
+        images: Fetches what providers want fetched; without it, nothing is.
     """
 
     def __init__(
-        self, providers: Mapping[str, Provider], transport: Transport, timeouts: Timeouts, clock: Clock
+        self,
+        providers: Mapping[str, Provider],
+        transport: Transport,
+        timeouts: Timeouts,
+        clock: Clock,
+        *,
+        images: RemoteImages | None = None,
     ) -> None:
         self._providers = providers
         self._transport = transport
         self._timeouts = timeouts
         self._clock = clock
+        self._images = images
 
     def begin(self, exchange: Exchange, target: Target) -> Attempt:
         """A new attempt, its request rebuilt from the client's own."""
@@ -65,30 +78,93 @@ class Attempts:
             total_seconds: What the client will wait at most; None leaves it to the configuration.
         """
         provider = self._providers[attempt.target.provider]
-        request = provider.prepare(attempt.request, attempt.target, exchange.headers)
-        attempt.dropped = request.dropped
         timeouts = _limited(provider.config.timeouts or self._timeouts, total_seconds)
-        attempt.is_sent = True
-        response = await upstream.send(provider.transport or self._transport, request, timeouts)
-        try:
-            answer = await self._read(exchange, attempt, provider, response)
-        except BaseException:
-            response.close()
-            raise
+        request = attempt.request
+        if self._images is not None and (addresses := provider.remote_images(request)):
+            began = self._clock.monotonic()
+            request = await self._with_images(exchange, request, addresses, timeouts.total_seconds)
+            timeouts = _shortened(timeouts, self._clock.monotonic() - began)
+        parts = provider.split(request)
+        if len(parts) == 1:
+            answer = await self._in_one(exchange, attempt, provider, parts[0], timeouts)
+        else:
+            answer = await self._in_parts(exchange, attempt, provider, parts, timeouts)
         attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
         return answer
 
-    async def _read(self, exchange: Exchange, attempt: Attempt, provider: Provider, response: TimedResponse) -> Answer:
+    async def _in_one(
+        self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
+    ) -> Answer:
+        response = await self._send(exchange, attempt, provider, request, timeouts)
+        try:
+            if request.is_stream:
+                return await _stream(exchange, attempt, provider, request, response)
+            body, document = await whole_answer(provider, request, response)
+        except BaseException:
+            response.close()
+            raise
+        response.close()
+        return _whole(attempt, provider, body, document)
+
+    async def _in_parts(
+        self, exchange: Exchange, attempt: Attempt, provider: Provider, parts: Sequence[Request], timeouts: Timeouts
+    ) -> Answer:
+        """One answer out of those to the parts, all within the time of the one attempt."""
+        answered: dict[int, Document] = {}
+
+        async def ask(number: int) -> None:
+            response = await self._send(exchange, attempt, provider, parts[number], timeouts)
+            try:
+                _, answered[number] = await whole_answer(provider, parts[number], response)
+            finally:
+                response.close()
+
+        try:
+            async with asyncio.timeout(timeouts.total_seconds):
+                await map_together(ask, range(len(parts)), at_once=_PARTS_AT_ONCE)
+        except (LLMProxyError, TimeoutError) as error:
+            if answered:
+                # The parts that were answered are paid for, whatever became of the others.
+                attempt.usage = provider.usage(summed_usage(answered.values()))
+            if isinstance(error, LLMProxyError):
+                raise
+            raise upstream.timed_out("total", timeouts.total_seconds) from error
+        merged = merge_embeddings([answered[number] for number in range(len(parts))])
+        return _whole(attempt, provider, orjson.dumps(merged), merged)
+
+    async def _send(
+        self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
+    ) -> TimedResponse:
+        """The response of the provider that has taken the request. Raises an UpstreamError when it has not."""
+        prepared = provider.prepare(request, attempt.target, exchange.headers)
+        attempt.dropped = prepared.dropped
+        attempt.is_sent = True
+        response = await upstream.send(provider.transport or self._transport, prepared, timeouts)
         attempt.status = response.status
         attempt.headers = relayed_headers(response.headers)
         attempt.upstream_request_id = next(
             (response.headers[name] for name in _REQUEST_IDS if name in response.headers), None
         )
-        if not 200 <= response.status < 300:
-            raise await _refusal(provider, response)
-        if attempt.request.is_stream:
-            return await _stream(exchange, attempt, provider, response)
-        return await _whole(attempt, provider, response)
+        if 200 <= response.status < 300:
+            return response
+        try:
+            raise await refusal(provider, response)
+        finally:
+            response.close()
+
+    async def _with_images(
+        self, exchange: Exchange, request: Request, addresses: Mapping[str, str], most_seconds: float | None
+    ) -> Request:
+        """The request with images in place of their addresses; what an earlier attempt has fetched is used again."""
+        known = exchange.state.get(_IMAGES) or {}
+        missing = {address: path for address, path in addresses.items() if address not in known}
+        if missing and self._images is not None:
+            exchange.decide("core", f"fetched {len(missing)} images", "the provider takes no addresses, only the bytes")
+            known = {**known, **await self._images.fetch(missing, most_seconds)}
+            exchange.state[_IMAGES] = known
+        complete = request.copy()
+        complete.set("messages", with_images(request.document, known))
+        return complete
 
 
 def request_for(original: Request, target: Target) -> Request:
@@ -116,17 +192,10 @@ def choice_count(document: Document) -> int:
     return (choices if isinstance(choices, int) else 1) * (len(prompts or ()) if is_batch else 1)
 
 
-async def _refusal(provider: Provider, response: TimedResponse) -> UpstreamError:
-    if response.status < 400:
-        return UpstreamBroken("The provider answered with a redirect, which is not followed.")
-    body = await upstream.read_all(response, _MAX_ERROR_BYTES)
-    return provider.error(response.status, response.headers, body)
-
-
-async def _stream(exchange: Exchange, attempt: Attempt, provider: Provider, response: TimedResponse) -> Answer:
-    decoder = provider.stream_decoder(attempt.request)
-    if decoder is None and response.headers.get("content-type", "").startswith("application/json"):
-        raise await _not_a_stream(exchange.operation, response)
+async def _stream(
+    exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, response: TimedResponse
+) -> Answer:
+    decoder = await stream_decoder(provider, request, response)
     facts = StreamFacts(
         hide_usage=not asks_for_usage(exchange.request), choices=choice_count(exchange.request.document)
     )
@@ -136,46 +205,10 @@ async def _stream(exchange: Exchange, attempt: Attempt, provider: Provider, resp
     return Answer(200, attempt.headers, stream=events)
 
 
-async def _not_a_stream(operation: Operation, response: TimedResponse) -> UpstreamError:
-    document = _object(await upstream.read_all(response, MAX_ANSWER_BYTES))
-    return error_in(document, operation) or UpstreamBroken("The provider sent a whole answer where a stream was asked.")
-
-
-async def _whole(attempt: Attempt, provider: Provider, response: TimedResponse) -> Answer:
-    if response.headers.get("content-type", "").startswith(_STREAM_TYPES):
-        body = await _collected(attempt.request, provider, response)
-        document = _object(body)
-    else:
-        body = await upstream.read_all(response, MAX_ANSWER_BYTES)
-        document = _object(body)
-        translated = provider.answer(attempt.request, body, document)
-        if translated is not body:
-            body, document = translated, _object(translated)
-    response.close()
+def _whole(attempt: Attempt, provider: Provider, body: bytes, document: Document) -> Answer:
     attempt.usage = provider.usage(document)
     attempt.finish_reasons = finish_reasons(document)
-    return Answer(response.status, (("content-type", "application/json"), *attempt.headers), body)
-
-
-async def _collected(request: Request, provider: Provider, response: TimedResponse) -> bytes:
-    """The answer to a request that was streamed for its length alone: `prepare` asked for it, the client did not."""
-    decoder, collector, size_bytes = provider.stream_decoder(request), ChunkCollector(), 0
-    while data := await response.read():
-        size_bytes += len(data)
-        if size_bytes > MAX_ANSWER_BYTES:
-            raise UpstreamBroken(f"The provider's answer is larger than {MAX_ANSWER_BYTES} bytes.")
-        collector.feed(b"".join(decoder.feed(data)) if decoder else data)
-    collector.feed(b"".join(decoder.finish()) if decoder else b"")
-    return collector.finish()
-
-
-def finish_reasons(document: Document) -> tuple[str, ...]:
-    """Each choice's finish reason, in order."""
-    choices = document.get("choices")
-    if not isinstance(choices, list):
-        return ()
-    reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
-    return tuple(reason for reason in reasons if isinstance(reason, str))
+    return Answer(attempt.status or 200, (("content-type", "application/json"), *attempt.headers), body)
 
 
 def relayed_headers(headers: Mapping[str, str]) -> Headers:
@@ -187,17 +220,13 @@ def relayed_headers(headers: Mapping[str, str]) -> Headers:
     return tuple((name, value) for name, value in sendable if name in _RELAYED or name.startswith(_RELAYED_PREFIXES))
 
 
-def _object(body: bytes) -> Document:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider's answer is not valid JSON.") from error
-    if not isinstance(document, dict):
-        raise UpstreamBroken("The provider's answer is not a JSON object.")
-    return document
-
-
 def _limited(timeouts: Timeouts, total_seconds: float | None) -> Timeouts:
     if total_seconds is None or (timeouts.total_seconds is not None and timeouts.total_seconds <= total_seconds):
         return timeouts
     return timeouts.model_copy(update={"total_seconds": total_seconds})
+
+
+def _shortened(timeouts: Timeouts, passed_seconds: float) -> Timeouts:
+    """What is left of them when some of the attempt's time has passed."""
+    total = timeouts.total_seconds
+    return timeouts if total is None else timeouts.model_copy(update={"total_seconds": max(total - passed_seconds, 0)})

@@ -33,11 +33,7 @@ class ConfigDocument:
     @classmethod
     def read(cls, path: Path, environ: Mapping[str, str]) -> ConfigDocument:
         """Read a file. Raises ConfigError when it cannot be read or is not YAML."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: the file cannot be read: {error.strerror}") from error
-        return cls.parse(data, str(path), environ)
+        return cls.parse(read_file(path), str(path), environ)
 
     @classmethod
     def parse(cls, text: str | bytes, name: str, environ: Mapping[str, str]) -> ConfigDocument:
@@ -105,6 +101,14 @@ class ConfigDocument:
         for step in error["loc"]:
             path = (*path, step) if (*path, step) in self._notes.positions else path
         return (*path, error["loc"][-1]) if error["type"] == "missing" else path
+
+
+def read_file(path: Path) -> bytes:
+    """What a configuration file holds. Raises ConfigError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: the file cannot be read: {error.strerror}") from error
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> tuple[Config, ConfigDocument]:

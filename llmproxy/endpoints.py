@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import orjson
 
 from llmproxy.catalogue import Catalogue
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Answer, Document, Operation, Principal
+from llmproxy.exchange import Answer, Document, Operation, Principal, Target
 from llmproxy.journal import Journal
+from llmproxy.listing import Listing
 from llmproxy.services import Database, Router, RouteRequest, Tasks
 
 _DATABASE_SECONDS: Final = 1.0
@@ -35,10 +36,11 @@ def json_answer(document: object, status: int = 200) -> Answer:
 
 
 class ModelEndpoints:
-    """`/v1/models`: what the asking key may use."""
+    """`/v1/models`: what the asking key may use, in OpenAI's form; what OpenAI does not tell is in `llmproxy`."""
 
-    def __init__(self, catalogue: Catalogue, authenticate: Authenticate, created_at: int) -> None:
+    def __init__(self, catalogue: Catalogue, listing: Listing, authenticate: Authenticate, created_at: int) -> None:
         self._catalogue = catalogue
+        self._listing = listing
         self._authenticate = authenticate
         self._created_at = created_at
 
@@ -51,23 +53,23 @@ class ModelEndpoints:
     async def list_models(self, request: RouteRequest) -> Answer:
         """Every model the key may use."""
         principal = await self._authenticate(request)
-        models = [self._model(name) for name in self._catalogue.names(principal)]
+        models = [self._model(name, self._catalogue.targets(name)) for name in self._catalogue.names(principal)]
         return json_answer({"object": "list", "data": models})
 
     async def show_model(self, request: RouteRequest) -> Answer:
         """One model. Raises ModelNotFound or ModelNotAllowed."""
         principal = await self._authenticate(request)
         name = request.parameters["model"]
-        self._catalogue.resolve(name, principal)
-        return json_answer(self._model(name))
+        return json_answer(self._model(name, self._catalogue.resolve(name, principal)))
 
-    def _model(self, name: str) -> Document:
+    def _model(self, name: str, targets: Sequence[Target]) -> Document:
         provider, slash, _ = name.partition("/")
         return {
             "id": name,
             "object": "model",
             "created": self._created_at,
             "owned_by": provider if slash else "llmproxy",
+            "llmproxy": self._listing.describe(targets),
         }
 
 

@@ -15,23 +15,44 @@ from llmproxy.accounting import Accounting
 from llmproxy.attempt import Attempts
 from llmproxy.catalogue import Catalogue
 from llmproxy.config import Config, ProviderConfig
-from llmproxy.config_document import ConfigDocument
-from llmproxy.errors import ConfigError
+from llmproxy.config_document import ConfigDocument, read_file
+from llmproxy.errors import ConfigError, LLMProxyError
 from llmproxy.hookcalls import OnFailure, Trace
 from llmproxy.hooks import RegisteredPlugin
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
+from llmproxy.listing import Listing
+from llmproxy.occupancy import Occupancy
 from llmproxy.pipeline import Pipeline
 from llmproxy.plugins import Plugins, PluginSource, enabled, installed
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider, Transport
 from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Routes
-from llmproxy.services import Services
+from llmproxy.services import Log, Services
 
 DEFAULT_CONFIG_NAME: Final = "built-in defaults"
 # What a reload cannot change, for a socket, a pool, a file or a process stands on it.
 FIXED_SECTIONS: Final = ("server", "database", "journal", "audit", "logging")
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSource:
+    """The text of a configuration, as its file once held it; without a path, what can be served out of the box."""
+
+    path: Path | None
+    data: bytes
+
+    @classmethod
+    def read(cls, path: Path | None) -> ConfigSource:
+        """What the file holds now. Raises ConfigError when it cannot be read."""
+        return cls(path, default_config(os.environ).encode() if path is None else read_file(path))
+
+    @property
+    def name(self) -> str:
+        """What mistakes call it."""
+        return DEFAULT_CONFIG_NAME if self.path is None else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,7 @@ class Configuration:
     providers: Mapping[str, Provider]
     prices: PriceBook
     catalogue: Catalogue
+    listing: Listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +73,28 @@ class Core:
 
     services: Services
     transport: Transport
+    images: RemoteImages
     journal: Journal
     keys: KeyRing
 
 
 class Gateway:
-    """A configuration at work."""
+    """A configuration at work.
+
+    Attributes:
+        route_calls: To be entered by whoever serves one of its routes: plugins go on until that has ended.
+    """
 
     def __init__(self, configuration: Configuration, core: Core) -> None:
         self.configuration: Final = configuration
         self.routes: Final = Routes()
+        self.route_calls: Final = Occupancy()
+        self._log = core.services.log
         config, services = configuration.config, core.services
         accounting = Accounting(configuration.providers, configuration.prices, services.clock)
-        attempts = Attempts(configuration.providers, core.transport, config.timeouts, services.clock)
+        attempts = Attempts(
+            configuration.providers, core.transport, config.timeouts, services.clock, images=core.images
+        )
         self.accounting: Final = accounting
         self.pipeline: Final = Pipeline(
             hooks=configuration.plugins.hooks,
@@ -83,17 +114,40 @@ class Gateway:
         self.configuration.plugins.register_routes(self.routes)
         async with AsyncExitStack() as undo:
             for provider in self.configuration.providers.values():
-                await provider.startup()
-                undo.push_async_callback(provider.shutdown)
+                await self._start_provider(provider)
+                undo.push_async_callback(self._stop_provider, provider)
             await self.configuration.plugins.startup()
             undo.pop_all()
 
     async def shutdown(self) -> None:
-        """Stop plugins and providers, once no exchange is left in the pipeline."""
-        await self.pipeline.idle()
-        await self.configuration.plugins.shutdown()
-        for provider in self.configuration.providers.values():
+        """Stop plugins and providers, once no request is left that uses them.
+
+        Cancelled while it waits for that, it stops them at once.
+        """
+        try:
+            await self.route_calls.empty()
+            await self.pipeline.idle()
+        finally:
+            await self.configuration.plugins.shutdown()
+            for provider in self.configuration.providers.values():
+                await self._stop_provider(provider)
+
+    async def _start_provider(self, provider: Provider) -> None:
+        try:
+            await provider.startup()
+        except LLMProxyError:
+            raise
+        except Exception as error:
+            _log_failure(self._log, provider.name, error)
+            raise ConfigError(
+                f"providers.{provider.name}: this provider could not be started; the log has the reason"
+            ) from error
+
+    async def _stop_provider(self, provider: Provider) -> None:
+        try:
             await provider.shutdown()
+        except Exception as error:  # noqa: BLE001 - the others have to be stopped all the same
+            _log_failure(self._log, provider.name, error)
 
 
 def refuse_fixed(running: Config, wanted: Config) -> None:
@@ -109,13 +163,23 @@ def read_configuration(
 ) -> Configuration:
     """Read, check and resolve a configuration file; without a path, what can be served out of the box.
 
+    Raises and takes what `resolve_configuration` does.
+    """
+    return resolve_configuration(ConfigSource.read(path), services, available)
+
+
+def resolve_configuration(
+    source: ConfigSource, services: Services, available: Mapping[str, PluginSource] | None = None
+) -> Configuration:
+    """Check and resolve a configuration.
+
     Raises ConfigError with every mistake at once.
 
     Args:
         available: The plugins that may be enabled, by name; None stands for those that are installed.
     """
     available = installed() if available is None else available
-    document = _document(path, os.environ)
+    document = ConfigDocument.parse(source.data, source.name, os.environ)
     config = document.validate(Config)
     if config is None:
         # The core is wrong already: the sections are still looked at, so that one run shows every mistake.
@@ -142,13 +206,8 @@ def read_configuration(
     for alias, model in catalogue.unresolved():
         document.mistake(f"no configured provider serves '{model}'", "models", alias, near=catalogue.every_name())
     document.raise_if_mistaken()
-    return Configuration(config, plugins, providers, prices, catalogue)
-
-
-def _document(path: Path | None, environ: Mapping[str, str]) -> ConfigDocument:
-    if path is not None:
-        return ConfigDocument.read(path, environ)
-    return ConfigDocument.parse(default_config(environ), DEFAULT_CONFIG_NAME, environ)
+    listing = Listing(providers, prices, services.clock)
+    return Configuration(config, plugins, providers, prices, catalogue, listing)
 
 
 def default_config(environ: Mapping[str, str]) -> str:
@@ -165,7 +224,7 @@ def _providers(
     config: Config, document: ConfigDocument, plugins: Plugins, services: Services
 ) -> Mapping[str, Provider]:
     kinds = plugins.provider_kinds(config)
-    providers = {}
+    providers: dict[str, Provider] = {}
     for name, section in config.providers.items():
         kind = kinds.get(str(section.get("kind") or name))
         if kind is None:
@@ -173,8 +232,18 @@ def _providers(
             sentence = "no provider of this kind is known; set `kind: openai` for an endpoint of your own"
             document.mistake(sentence, *place, near=kinds)
         elif (validated := document.validate(kind.Config, "providers", name)) is not None and not document.mistakes:
-            providers[name] = kind(name, _with_key(validated, kind), services)
+            try:
+                providers[name] = kind(name, _with_key(validated, kind), services)
+            except LLMProxyError:
+                raise
+            except Exception as error:  # noqa: BLE001 - what a plugin brings may raise anything
+                _log_failure(services.log, name, error)
+                document.mistake("this provider could not be made; the log has the reason", "providers", name)
     return providers
+
+
+def _log_failure(log: Log, provider: str, error: Exception) -> None:
+    log.error("provider_failed", provider=provider, error=repr(error), exc_info=error)
 
 
 def _with_key(section: ProviderConfig, kind: type[Provider]) -> ProviderConfig:

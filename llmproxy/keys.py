@@ -92,7 +92,7 @@ class KeyRing:
         self._is_blind = False
 
     def configure(self, sections: Mapping[str, WorkspaceConfig]) -> None:
-        """Take over the workspaces and keys of a configuration, instead of the last one's."""
+        """Take over the workspaces and keys of a configuration, instead of the last one's. Cannot fail."""
         self._sections = sections
         self._rebuild()
 

@@ -6,8 +6,6 @@ bytes → principal → request → candidates → (answer | target → attempt)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from llmproxy import records
@@ -30,6 +28,7 @@ from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
+from llmproxy.occupancy import Occupancy
 from llmproxy.records import Bodies
 from llmproxy.regions import lies_within
 from llmproxy.services import Clock, Log, Tasks
@@ -67,22 +66,20 @@ class Pipeline:
         self._clock = clock
         self._tasks = tasks
         self._log = log
-        self._live = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._exchanges = Occupancy()
 
     @property
     def is_idle(self) -> bool:
         """Whether no exchange is on its way, `on_complete` included."""
-        return not self._live
+        return self._exchanges.is_empty
 
     async def idle(self) -> None:
         """Wait until no exchange is on its way, `on_complete` included."""
-        await self._idle.wait()
+        await self._exchanges.empty()
 
     async def handle(self, exchange: Exchange, client: Client) -> None:
         """Carry one exchange from the client's request to its record; every one let in leaves exactly one."""
-        with self._under_way():
+        with self._exchanges:
             try:
                 await self._let_in(exchange, client)
             except LLMProxyError as error:
@@ -259,6 +256,8 @@ class Pipeline:
         is_whole_stream = exchange.outcome is Outcome.SUCCEEDED and exchange.answer and exchange.answer.stream
         if self._hooks.on_complete or (self._hooks.post_response and is_whole_stream):
             # In a task of its own: the client, and the cancellation it may have caused, are done with.
+            # Entered here already, or the task would find its plugins shut down when it begins.
+            self._exchanges.enter()
             self._tasks.start("on_complete", self._complete(exchange, after_stream=bool(is_whole_stream)))
 
     def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:
@@ -270,26 +269,21 @@ class Pipeline:
             bodies.request.add(exchange.request.encode())
 
     async def _complete(self, exchange: Exchange, *, after_stream: bool) -> None:
-        with self._under_way():
+        try:
             if after_stream and self._hooks.post_response:
-                try:
-                    await self._hooks.post_response(exchange)
-                except LLMProxyError as error:
-                    # The client has its answer already: all that is left is to say so.
-                    self._log_failure(exchange, error)
+                await self._hooks.post_response(exchange)
+        except LLMProxyError as error:
+            # The client has its answer already: all that is left is to say so.
+            self._log_failure(exchange, error)
+        finally:
+            await self._tell_complete(exchange)
+
+    async def _tell_complete(self, exchange: Exchange) -> None:
+        try:
             if self._hooks.on_complete:
                 await self._hooks.on_complete(exchange)
-
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        self._live += 1
-        self._idle.clear()
-        try:
-            yield
         finally:
-            self._live -= 1
-            if not self._live:
-                self._idle.set()
+            self._exchanges.leave()
 
     # Small print
 

@@ -15,6 +15,7 @@ import genai_prices
 from genai_prices.data_snapshot import find_provider_by_id, get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
+from llmproxy.model_facts import ModelFacts
 from llmproxy.pricing import Prices, Rates, free_of_charge, rates_from
 
 _SOURCE: Final = f"genai-prices {genai_prices.__version__}"
@@ -41,11 +42,20 @@ class PriceData:
         self._providers = get_snapshot().providers
         # The library remembers what it was asked without a limit, and clients choose what is asked.
         self._find = lru_cache(maxsize=_REMEMBERED_MODELS)(self._find_uncached)
+        self._by_id = {(vendor.id, each.id.lower()): each for vendor in self._providers for each in vendor.models}
 
     def models(self, price_provider: str) -> Sequence[str]:
         """The models listed for a vendor; none when the vendor is not known."""
         provider = find_provider_by_id(self._providers, price_provider)
         return tuple(model.id for model in provider.models) if provider else ()
+
+    def facts(self, model: str, price_provider: str) -> ModelFacts:
+        """What else the data knows of a model."""
+        found = self._find(model, price_provider)
+        if found is None:
+            return ModelFacts()
+        _, info = found
+        return ModelFacts(context_window_tokens=info.context_window, is_deprecated=info.deprecated)
 
     def prices(self, model: str, price_provider: str, at: datetime, service_tier: str | None) -> Prices | None:
         """What a model costs at a time; None when it is not known, or not priced by the token."""
@@ -59,8 +69,13 @@ class PriceData:
 
     def _find_uncached(self, model: str, price_provider: str) -> tuple[Provider, ModelInfo] | None:
         provider = find_provider_by_id(self._providers, price_provider)
-        info = provider.find_model(model, all_providers=self._providers) if provider else None
-        return (provider, info) if provider and info else None
+        if provider is None:
+            return None
+        # Most names are an id, which fits its own model alone: that spares a search through all of them.
+        info = self._by_id.get((provider.id, model.lower()))
+        if info is None or not info.is_match(model):
+            info = provider.find_model(model, all_providers=self._providers)
+        return (provider, info) if info else None
 
 
 def _prices(info: ModelInfo, price: ModelPrice) -> Prices | None:

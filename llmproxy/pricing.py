@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.model_facts import ModelFacts
 
 if TYPE_CHECKING:
     from llmproxy.config import PriceConfig
@@ -91,6 +92,16 @@ class Prices:
         received = _most(output_tokens, [rate for rates in vectors for rate in rates[_INPUT_CLASSES:]])
         return None if sent is None or received is None else self.request_usd + sent + received
 
+    @property
+    def input_usd_per_mtok(self) -> Decimal | None:
+        """What a million tokens of ordinary input cost, as long as the input is not a long one."""
+        return _per_million(self.rates[0])
+
+    @property
+    def output_usd_per_mtok(self) -> Decimal | None:
+        """What a million tokens of text cost, as long as the input is not a long one."""
+        return _per_million(self.rates[_INPUT_CLASSES])
+
     def _rates_for(self, input_tokens: int) -> Rates:
         reached = [rates for start, rates in self.steps if input_tokens > start]
         return reached[-1] if reached else self.rates
@@ -138,6 +149,10 @@ class PriceBook:
         """The models the price data lists for a vendor; none for a vendor it does not know."""
         return () if price_provider in (None, FREE) else self._data.models(price_provider)
 
+    def facts(self, model: str, price_provider: str | None) -> ModelFacts:
+        """What the price data knows of a vendor's model beside its price."""
+        return ModelFacts() if price_provider in (None, FREE) else self._data.facts(model, price_provider)
+
     @cached_property
     def _data(self) -> PriceData:
         from llmproxy.price_data import PriceData  # noqa: PLC0415 - slow to import, and not everybody needs it
@@ -166,6 +181,10 @@ def rates_from(look_for: Sequence[Sequence[str]], usd_per_mtok: Mapping[str, Dec
     """One rate for each class: the first of its names that is listed, from dollars per million tokens."""
     found = (next((usd_per_mtok[name] for name in names if name in usd_per_mtok), None) for names in look_for)
     return tuple(None if rate is None else rate / _MILLION for rate in found)
+
+
+def _per_million(rate: Decimal | None) -> Decimal | None:
+    return None if rate is None else rate * _MILLION
 
 
 def _own_prices(section: PriceConfig) -> Prices:

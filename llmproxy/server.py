@@ -37,9 +37,8 @@ _TOO_SLOW: Final = (
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%b"
 )
-
-# Connections the kernel keeps for a worker that is busy, or being replaced.
-BACKLOG: Final = 1024
+# aiohttp waits for so long before it cancels a handler, and again before it lets go of one; 0 would be for ever.
+_BEFORE_CANCELLING_SECONDS: Final = 0.01
 
 Handler = Callable[["ClientConnection"], Awaitable[None]]
 
@@ -208,6 +207,13 @@ class Server(web.Server):
     async def idle(self) -> None:
         """Wait until no request is being served."""
         await self._idle.wait()
+
+    async def cut_off(self, deadline_seconds: float) -> None:
+        """Close every connection; requests still being served are cancelled, and get so long to be recorded."""
+        await self.shutdown(_BEFORE_CANCELLING_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_seconds):
+                await self.idle()
 
     async def sweep(self) -> None:
         """Close connections whose request head is overdue; send keep-alive comments where they are due."""

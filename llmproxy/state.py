@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final
 
 from llmproxy.errors import StorageError
@@ -46,16 +48,11 @@ class StateDirectory:
     def _generated(self, name: str) -> str:
         file = self.path / name
         try:
-            # Whoever comes first makes it; everybody reads the same.
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return self._read(file)
+            if not file.exists():
+                _make_key(file)
         except OSError as error:
             raise StorageError(f"The key file {file} cannot be written: {error.strerror}.") from error
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            key = new_key()
-            stream.write(key)
-        return key
+        return self._read(file)
 
     def _read(self, file: Path) -> str:
         try:
@@ -65,3 +62,14 @@ class StateDirectory:
         if not key:
             raise StorageError(f"The key file {file} is empty; remove it and start again.")
         return key
+
+
+def _make_key(file: Path) -> None:
+    """Make a file with a new key in it, for its owner's eyes only, or leave the one that another made first."""
+    with NamedTemporaryFile("w", dir=file.parent, prefix=f"{file.name}.", encoding="ascii") as draft:
+        draft.write(new_key())
+        draft.flush()
+        os.fsync(draft.fileno())
+        # Under its name there is never less than a whole key, and never a second one.
+        with suppress(FileExistsError):
+            os.link(draft.name, file)

@@ -14,15 +14,15 @@ from typing import Final, Protocol
 import orjson
 
 from llmproxy.dialects.openai_stream import StreamFacts
-from llmproxy.errors import UpstreamBroken, UpstreamCut, UpstreamError
-from llmproxy.exchange import AnswerStream, Chunk, Document, Exchange, Headers
+from llmproxy.dialects.upstream_events import MAX_EVENT_BYTES, cut_short, is_whole, object_or_none
+from llmproxy.errors import UpstreamBroken, UpstreamError
+from llmproxy.exchange import AnswerStream, Chunk, Exchange, Headers
 from llmproxy.providers import StreamDecoder
 from llmproxy.services import UpstreamResponse
 from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data, whole_events
 
 Listener = Callable[[Exchange, Chunk], Sequence[Chunk]]
 
-MAX_EVENT_BYTES: Final = 16_777_216
 # What may be held back before the first content: enough for any start-up events, little enough for any memory.
 _MAX_HELD_BYTES: Final = 1_048_576
 # How long the client's end of the stream may wait for the provider's, once `[DONE]` has come.
@@ -179,7 +179,7 @@ class UpstreamEvents:
             return self._decoded(self._decoder.finish())
         carry, self._carry = self._carry, b""
         # A last event without its blank line still counts when it is whole, and half of one is a cut.
-        return carry + b"\n\n" if carry.strip() and _is_whole(carry) else b""
+        return carry + b"\n\n" if carry.strip() and is_whole(carry) else b""
 
     def _decoded(self, events: Iterable[bytes]) -> bytes:
         """What a decoder gives; when it fails half-way, what it gave before is still the client's."""
@@ -193,7 +193,7 @@ class UpstreamEvents:
 
     def _honest_end(self) -> bytes:
         if not self.facts.is_complete:
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
+            raise cut_short()
         self._ended = True
         return b"" if self.facts.saw_done else DONE
 
@@ -220,7 +220,7 @@ class ChunkLane:
         if data is not None and data.startswith(b"[DONE]"):
             self._done = raw
             return b""
-        return self._heard(Chunk(raw, _document(data)))
+        return self._heard(Chunk(raw, object_or_none(data) if data else None))
 
     def _heard(self, chunk: Chunk) -> bytes:
         return b"".join([encode_chunk(each) for each in self._listener(self._exchange, chunk)])
@@ -268,18 +268,3 @@ def encode_chunk(chunk: Chunk) -> bytes:
     if chunk.raw or chunk.document is None:
         return chunk.raw
     return encode_event(orjson.dumps(chunk.document))
-
-
-def _document(data: bytes | None) -> Document | None:
-    if not data:
-        return None
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def _is_whole(carry: bytes) -> bool:
-    data = event_data(carry)
-    return data is not None and (data.startswith(b"[DONE]") or _document(data) is not None)

@@ -15,41 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from llmproxy.errors import ConfigError, LLMProxyError
-from llmproxy.server import BACKLOG
+from llmproxy.errors import ConfigError
+from llmproxy.seat import BACKLOG, CLOSING_SECONDS, WorkerSeat, log_refusal
 from llmproxy.services import Log
 
-# A worker exits with this when it cannot start at all: wrong configuration, no database.
-CANNOT_START: Final = 3
 _SIGNALS: Final = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1}
 )
 # Ctrl-C reaches the whole terminal group, and the supervisor turns it into a drain; a reload that comes before a
-# worker listens for it would kill the worker, which reads the file when it starts anyway.
+# worker listens for it would kill the worker, which starts with what was accepted last anyway.
 _IGNORED_BY_WORKERS: Final = (signal.SIGINT, signal.SIGHUP)
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 _HEALTHY_SECONDS: Final = 10.0
-_KILL_AFTER_DRAIN_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSeat:
-    """What a worker process is given.
-
-    Attributes:
-        number: Counts from 0.
-        listener: Its own listening socket.
-        supervisor_alive: Reads end-of-file when the supervisor is gone.
-        announce_ready: To be called once it serves.
-        reload_all: Has the supervisor check the configuration on disk, and all workers take it over.
-    """
-
-    number: int
-    listener: socket.socket
-    supervisor_alive: int
-    announce_ready: Callable[[], None]
-    reload_all: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -71,7 +49,8 @@ class Supervisor:
 
     Args:
         work: Runs in the child and returns its exit code.
-        validate: Raises an LLMProxyError when the configuration on disk could not be taken over.
+        accept: Has workers find the configuration on disk when they are told to reload, or when they start; raises
+            an LLMProxyError when that cannot be taken over.
         on_ready: Called once, when every worker serves for the first time.
     """
 
@@ -80,14 +59,14 @@ class Supervisor:
         listeners: Sequence[socket.socket],
         work: Callable[[WorkerSeat], int],
         *,
-        validate: Callable[[], None],
+        accept: Callable[[], None],
         on_ready: Callable[[], None],
         drain_seconds: float,
         log: Log,
     ) -> None:
         self._slots = [_Slot(number, listener) for number, listener in enumerate(listeners)]
         self._work = work
-        self._validate = validate
+        self._accept = accept
         self._on_ready = on_ready
         self._drain_seconds = drain_seconds
         self._log = log
@@ -98,11 +77,14 @@ class Supervisor:
         self._alive_read, self._alive_write = os.pipe()
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT, or until the first worker cannot start; returns the exit code."""
+        """Supervise until SIGTERM or SIGINT, or until the first worker cannot start.
+
+        Returns the exit code: 0 only when every worker ended its drain by itself.
+        """
         old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             for slot in self._slots:
-                self._spawn(slot, old_mask)
+                self._try_to_spawn(slot, old_mask)
             while any(slot.pid or slot.respawn_at for slot in self._slots):
                 self._on_signal(signal.sigwait(_SIGNALS), old_mask)
         finally:
@@ -125,28 +107,40 @@ class Supervisor:
             case _:
                 self._stop()
 
+    def _try_to_spawn(self, slot: _Slot, old_mask: set[int]) -> None:
+        try:
+            self._spawn(slot, old_mask)
+        except OSError as error:
+            self._log.error("worker_not_started", worker=slot.number, error=str(error))
+            self._postpone(slot)
+
     def _spawn(self, slot: _Slot, old_mask: set[int]) -> None:
         ready_read, ready_write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
+        try:
+            pid = os.fork()
+        except OSError:
             os.close(ready_read)
-            os.close(self._alive_write)
-            os._exit(self._run_child(slot, ready_write, old_mask))
+            os.close(ready_write)
+            raise
+        if pid == 0:
+            os._exit(self._run_child(slot, ready_read, ready_write, old_mask))
         os.close(ready_write)
         slot.pid, slot.ready_fd, slot.is_ready = pid, ready_read, False
         slot.started_at, slot.respawn_at = time.monotonic(), None
 
-    def _run_child(self, slot: _Slot, ready_fd: int, old_mask: set[int]) -> int:
+    def _run_child(self, slot: _Slot, ready_read: int, ready_write: int, old_mask: set[int]) -> int:
         """Never returns into the supervisor's own code, whatever happens."""
 
         def announce_ready() -> None:
-            os.write(ready_fd, b"1")
+            os.write(ready_write, b"1")
             os.kill(self._pid, signal.SIGUSR1)
 
         def reload_all() -> None:
             os.kill(self._pid, signal.SIGHUP)
 
         try:
+            os.close(ready_read)
+            os.close(self._alive_write)
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN if number in _IGNORED_BY_WORKERS else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
@@ -173,18 +167,25 @@ class Supervisor:
             os.close(slot.ready_fd)
             slot.ready_fd = None
         if self._stopping:
-            return None
+            return self._note_end(exit_code) if was_ready else None
         if not was_ready and not self._announced:
             self._exit_code = exit_code or 1
             return self._stop()
         self._log.warning("worker_died", worker=slot.number, exit_code=exit_code)
-        lived = time.monotonic() - slot.started_at
-        slot.pause_seconds = (
-            _FIRST_PAUSE_SECONDS if lived > _HEALTHY_SECONDS else min(slot.pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
-        )
+        if time.monotonic() - slot.started_at > _HEALTHY_SECONDS:
+            slot.pause_seconds = _FIRST_PAUSE_SECONDS
+        return self._postpone(slot)
+
+    def _note_end(self, exit_code: int) -> None:
+        # A worker that is told to stop once more when it has closed everything dies of the signal.
+        if exit_code not in (0, -signal.SIGTERM):
+            self._exit_code = 1
+
+    def _postpone(self, slot: _Slot) -> None:
+        """Start a worker later, and ever later while it does not live long."""
         slot.respawn_at = time.monotonic() + slot.pause_seconds
+        slot.pause_seconds = min(slot.pause_seconds * 2, _LONGEST_PAUSE_SECONDS)
         self._set_alarm()
-        return None
 
     def _note_ready(self) -> None:
         ready = [self._read_ready(slot) for slot in self._slots]
@@ -203,12 +204,10 @@ class Supervisor:
 
     def _reload(self) -> None:
         try:
-            self._validate()
-        except LLMProxyError as error:
-            mistakes = error.mistakes if isinstance(error, ConfigError) else (error.message,)
-            self._log.error("reload_refused", mistakes=mistakes)
-            return
-        self._signal_workers(signal.SIGHUP)
+            self._accept()
+        except Exception as error:  # noqa: BLE001 - plugins and providers are made to find out, and may raise anything
+            return log_refusal(self._log, error)
+        return self._signal_workers(signal.SIGHUP)
 
     def _stop(self) -> None:
         """Ask the workers to drain; the second time, do not ask."""
@@ -219,7 +218,7 @@ class Supervisor:
             slot.respawn_at = None
             slot.listener.close()
         self._signal_workers(signal.SIGTERM)
-        signal.setitimer(signal.ITIMER_REAL, self._drain_seconds + _KILL_AFTER_DRAIN_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, self._drain_seconds + CLOSING_SECONDS)
         return None
 
     def _on_alarm(self, old_mask: set[int]) -> None:
@@ -229,7 +228,7 @@ class Supervisor:
         now = time.monotonic()
         for slot in self._slots:
             if slot.respawn_at is not None and slot.respawn_at <= now:
-                self._spawn(slot, old_mask)
+                self._try_to_spawn(slot, old_mask)
         self._set_alarm()
         return None
 

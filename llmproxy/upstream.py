@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import aiohttp
+from aiohttp.connector import AddrInfoType
 from yarl import URL
 
 from llmproxy.config import Timeouts
@@ -162,9 +164,15 @@ class TimedResponse:
 
 
 class HTTPTransport:
-    """Core's engine: aiohttp's client with keep-alive connections per origin, TLS verified."""
+    """Core's engine: aiohttp's client with keep-alive connections per origin, TLS verified.
 
-    def __init__(self) -> None:
+    Args:
+        may_reach: Says of an IP address whether it may be connected to. It is asked about the very address that a
+            connection is then made to, whatever name or spelling led there. Left out, every address may be.
+    """
+
+    def __init__(self, may_reach: Callable[[str], bool] | None = None) -> None:
+        self._may_reach = may_reach
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
@@ -175,7 +183,8 @@ class HTTPTransport:
                 request.method,
                 URL(request.url, encoded=True),
                 headers=request.headers,
-                data=body,
+                # None, so that a request without a body does not say how long it is.
+                data=body or None,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
             )
@@ -202,6 +211,7 @@ class HTTPTransport:
                     keepalive_timeout=15,
                     # Named on purpose: an installed aiodns would silently take its place.
                     resolver=aiohttp.ThreadedResolver(),
+                    socket_factory=_guarded(self._may_reach) if self._may_reach else None,
                 ),
                 request_class=_Request,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -276,6 +286,16 @@ class _HTTPResponse:
 
     def close(self) -> None:
         self._response.close()
+
+
+def _guarded(may_reach: Callable[[str], bool]) -> Callable[[AddrInfoType], socket.socket]:
+    def open_socket(info: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if not may_reach(str(address[0])):
+            raise PermissionError(f"{address[0]} must not be connected to.")
+        return socket.socket(family, kind, protocol)
+
+    return open_socket
 
 
 def _mapped(error: Exception, timeouts: Timeouts) -> UpstreamError:

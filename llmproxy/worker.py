@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
 
+from llmproxy.accepted import AcceptedConfig
 from llmproxy.app import App
 from llmproxy.config import Config
-from llmproxy.errors import ConfigError, LLMProxyError
+from llmproxy.errors import LLMProxyError
+from llmproxy.seat import CANNOT_START, WorkerSeat, log_refusal
 from llmproxy.services import Log
 from llmproxy.state import StateDirectory
-from llmproxy.supervisor import CANNOT_START, WorkerSeat
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What all workers of one gateway have in common; `config` is what `config_path` held when it started."""
+    """What all workers of one gateway have in common.
+
+    Attributes:
+        config: The core of the configuration that the gateway was started with.
+        accepted: The configuration to serve.
+        check: Raises an LLMProxyError when the supervisor would not accept the configuration on disk.
+    """
 
     config: Config
-    config_path: Path | None
+    accepted: AcceptedConfig
+    check: Callable[[], object]
     database_url: str
     state: StateDirectory
     admin_key: str
@@ -53,7 +60,7 @@ async def _work(seat: WorkerSeat, settings: WorkerSettings) -> int:
         return CANNOT_START
     seat.announce_ready()
     while await orders.get() is not _Order.STOP:
-        await _reload(app, settings.log)
+        await _reload(app, seat, settings.log)
     await app.stop()
     return 0
 
@@ -74,20 +81,23 @@ def _listen_for_orders(seat: WorkerSeat) -> asyncio.Queue[_Order]:
 
 
 def _app(seat: WorkerSeat, settings: WorkerSettings) -> App:
+    def reload_all() -> None:
+        settings.check()
+        seat.reload_all()
+
     return App(
         config=settings.config,
-        config_path=settings.config_path,
+        read_source=settings.accepted.read,
         database_url=settings.database_url,
         state=settings.state,
         admin_key=settings.admin_key,
         log=settings.log,
-        reload_all=seat.reload_all,
+        reload_all=reload_all,
     )
 
 
-async def _reload(app: App, log: Log) -> None:
+async def _reload(app: App, seat: WorkerSeat, log: Log) -> None:
     try:
         await app.reload()
-    except LLMProxyError as error:
-        mistakes = error.mistakes if isinstance(error, ConfigError) else (error.message,)
-        log.warning("reload_refused", worker=os.getpid(), mistakes=mistakes)
+    except Exception as error:  # noqa: BLE001 - whatever a plugin or a provider runs into, what runs goes on
+        log_refusal(log, error, worker=seat.number)

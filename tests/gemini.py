@@ -12,12 +12,12 @@ from pydantic import TypeAdapter
 from llmproxy.dialects.chat_answer import AnswerIdentity
 from llmproxy.exchange import Operation, Request, Target
 from llmproxy.providers import Provider
-from llmproxy.providers.gemini import Gemini
+from llmproxy.providers.gemini import Gemini, GeminiConfig
 from llmproxy.providers.gemini.content import Issuer
 from llmproxy.providers.gemini.models import load_models
 from llmproxy.providers.gemini.request import generate_body
 from llmproxy.providers.gemini.stream import GeminiStream
-from llmproxy.providers.vendor import Omissions, VendorConfig
+from llmproxy.providers.vendor import Omissions
 from llmproxy.services import UpstreamRequest
 from tests.providers import services
 
@@ -36,7 +36,7 @@ WEATHER = {
 
 def gemini(**section: Any) -> Gemini:
     """A provider with a key."""
-    return Gemini("gemini", VendorConfig.model_validate({"api_key": "AIza-key", **section}), services())
+    return Gemini("gemini", GeminiConfig.model_validate({"api_key": "AIza-key", **section}), services())
 
 
 def chat(document: dict[str, Any]) -> Request:

@@ -477,7 +477,7 @@ async def test_nothing_spent_is_zero(proxy: StartProxy) -> None:
 async def test_a_reload_takes_over_the_file(proxy: StartProxy) -> None:
     """After a reload the gateway serves what the file says now."""
     async with proxy() as client:
-        file = client.app._config_path
+        file = client.app._read_source().path
         assert file is not None
         file.write_text(file.read_text().replace('"test": "upstream', '"renamed": "upstream'))
         assert (await admin(client, "POST", "/config/reload")).document == {"status": "reloading"}
@@ -490,7 +490,7 @@ async def test_a_reload_holds_stored_keys_to_what_their_workspace_may_now(proxy:
     async with proxy() as client:
         key = (await made(client))["key"]
         await eventually(lambda: _is(client, key, 200))
-        file = client.app._config_path
+        file = client.app._read_source().path
         assert file is not None
         settings = json.loads(file.read_text())
         settings["workspaces"]["default"]["models"] = ["demo/*"]
@@ -503,7 +503,7 @@ async def test_a_reload_holds_stored_keys_to_what_their_workspace_may_now(proxy:
 async def test_a_wrong_file_is_refused_with_every_mistake(proxy: StartProxy) -> None:
     """A reload of a file with mistakes is a 400 that tells them all, and the old configuration goes on."""
     async with proxy(upstream=[reply("still here")]) as client:
-        file = client.app._config_path
+        file = client.app._read_source().path
         assert file is not None
         file.write_text("servers: {}\nmodels: {a: {targets: 1}}\n")
         response = await admin(client, "POST", "/config/reload")
@@ -517,7 +517,7 @@ async def test_a_wrong_file_is_refused_with_every_mistake(proxy: StartProxy) -> 
 async def test_a_section_that_needs_a_restart_is_not_reloaded(proxy: StartProxy) -> None:
     """Changing what sockets, pools and files stand on is refused by name instead of being half done."""
     async with proxy() as client:
-        file = client.app._config_path
+        file = client.app._read_source().path
         assert file is not None
         file.write_text(file.read_text().replace('"logging": {', '"journal": {"batch_rows": 7}, "logging": {'))
         response = await admin(client, "POST", "/config/reload")

@@ -170,17 +170,17 @@ def test_an_error_before_content_is_the_vendors_error() -> None:
     facts.feed(b"".join(decoder.feed(sse(events_of(FULL)[:2]))))
     assert not facts.has_content
     with pytest.raises(UpstreamRefused) as caught:
-        decoder.feed(sse([error("overloaded_error")]))
+        list(decoder.feed(sse([error("overloaded_error")])))
     assert (caught.value.failure, caught.value.http_status) == (Failure.OVERLOADED, 503)
 
 
 def test_an_error_after_content_comes_after_it() -> None:
     """What was said before an error in the same read is not lost, and the error is not either."""
     decoder = messages_format().stream_decoder({"messages": [USER]}, NEW, CREATED)
-    out = b"".join(decoder.feed(sse([*events_of(FULL)[:6], error("api_error")])))
-    assert b"reasoning_content" in out
+    out: list[bytes] = []
     with pytest.raises(UpstreamRefused):
-        decoder.finish()
+        out += decoder.feed(sse([*events_of(FULL)[:6], error("api_error")]))
+    assert b"reasoning_content" in b"".join(out)
 
 
 @pytest.mark.parametrize(

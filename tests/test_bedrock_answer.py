@@ -338,12 +338,10 @@ def test_each_family_is_asked_in_its_own_form() -> None:
 
 
 @pytest.mark.parametrize(("model", "most"), [(TITAN, 1), (COHERE, 96)])
-def test_more_texts_than_a_call_takes_are_refused(model: str, most: int) -> None:
-    """The error says how many it may be."""
-    assert embed(model, ["a"] * most)
-    with pytest.raises(BadRequest, match=f"takes {most} text") as raised:
-        embed(model, ["a"] * (most + 1))
-    assert raised.value.param == "input"
+def test_more_texts_than_a_call_takes_go_in_parts(model: str, most: int) -> None:
+    """Each family takes so many."""
+    parts = bedrock().split(asked(model, operation=Operation.EMBEDDINGS, input=["a"] * (most + 1)))
+    assert [len(part.document["input"]) for part in parts] == [most, 1]
 
 
 def test_embeddings_in_order_and_in_either_encoding() -> None:

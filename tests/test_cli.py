@@ -190,6 +190,17 @@ def test_models_are_those_of_the_configuration(run: Run, tmp_path: Path) -> None
     assert run("models").output.startswith("MODEL")
 
 
+def test_models_are_listed_with_what_is_known(run: Run, tmp_path: Path) -> None:
+    """Prices, context and retirement stand beside the name, and a dash where nothing is known."""
+    providers = {"openai": {"api_key": "k", "models": ["gpt-4o", "gpt-nonesuch"], "region": "us"}}
+    configure(tmp_path, providers=providers)
+    known, unknown = run("models", "--json").document
+    assert (known["context_window_tokens"], known["input_usd_per_mtok"], known["region"]) == (128_000, "2.5", "us")
+    assert unknown == {"model": "openai/gpt-nonesuch", "targets": ["openai/gpt-nonesuch"], "region": "us"}
+    rows = [line.split() for line in run("models").output.splitlines()]
+    assert rows[2] == ["openai/gpt-nonesuch", "openai/gpt-nonesuch", "us", *"-----"]
+
+
 def test_hooks_are_all_there(run: Run) -> None:
     """Every hook has its line, in life-cycle order, also where nobody implements it."""
     assert [each["hook"] for each in run("hooks", "--json").document] == list(RULES)

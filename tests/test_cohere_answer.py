@@ -340,9 +340,9 @@ def test_a_stream_that_breaks_off_is_cut(whole: bytes) -> None:
     before_end = whole[: whole.find(b'{"type":"message-end"') - len(b"data: ")]
     for broken in (b"", before_end, before_end + b"data: [DONE]\n\n", whole[: len(before_end) + 30]):
         decoder = stream()
-        decoder.feed(broken)
+        list(decoder.feed(broken))
         with pytest.raises(UpstreamCut):
-            decoder.finish()
+            list(decoder.finish())
 
 
 def test_an_end_without_its_blank_line_is_an_end() -> None:
@@ -361,9 +361,9 @@ def test_an_end_without_its_blank_line_is_an_end() -> None:
 def test_an_error_in_the_stream_is_one(last: dict[str, Any], failure: Failure) -> None:
     """Trap 22: what ends in an error is never a clean stop."""
     decoder = stream()
-    decoder.feed(sse(START, text("a"), done=False))
+    list(decoder.feed(sse(START, text("a"), done=False)))
     with pytest.raises(UpstreamRefused) as caught:
-        decoder.feed(sse(last))
+        list(decoder.feed(sse(last)))
     assert caught.value.failure is failure
 
 
@@ -378,7 +378,7 @@ def test_an_error_in_the_stream_is_one(last: dict[str, Any], failure: Failure) -
 def test_garbage_is_broken(garbage: bytes) -> None:
     """What makes no sense is not passed on."""
     with pytest.raises(UpstreamBroken):
-        stream().feed(garbage)
+        list(stream().feed(garbage))
 
 
 @pytest.mark.parametrize("whole", [TEXTS, CALLS])

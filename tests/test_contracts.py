@@ -27,14 +27,14 @@ Skip = Callable[[ast.AST], bool]
 LAYERS = (
     (
         *("errors", "ids", "exchange", "splice", "sse", "dialects", "pricing", "price_data"),
-        *("attribution", "estimate", "regions", "model_facts"),
+        *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
     ),
     (*("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),),
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (
         *("db", "migrate", "queries", "embedded", "embedded_files", "partitions", "journal", "segments"),
-        *("records", "batch_writer", "audit", "ledger", "quotas", "upstream", "stream", "providers.*"),
-        *("logs", "tasks", "tls", "routes"),
+        *("records", "batch_writer", "audit", "ledger", "quotas", "upstream", "remote_images", "stream", "providers.*"),
+        *("logs", "tasks", "tls", "routes", "seat", "occupancy"),
     ),
     (
         "accounting",
@@ -44,6 +44,7 @@ LAYERS = (
         "catalogue",
         "listing",
         "heads",
+        "answers",
         "attempt",
         "admin",
         "endpoints",
@@ -51,7 +52,7 @@ LAYERS = (
     ),
     ("server",),
     ("gateway", "app"),
-    ("supervisor", "worker", "cli", "__main__", "testing"),
+    ("supervisor", "accepted", "worker", "cli", "__main__", "testing"),
 )
 ONLY_IN = {
     "aiohttp": {"server", "upstream", "stream", "testing"},

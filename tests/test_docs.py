@@ -30,6 +30,7 @@ from tests.processes import ROOT
 
 README: Final = ROOT / "README.md"
 OPERATING: Final = ROOT / "docs" / "operating.md"
+PROVIDERS: Final = ROOT / "docs" / "providers.md"
 PAGES: Final = [README, OPERATING]
 CONFIG: Final = """
 database: {{url: "{database_url}"}}
@@ -148,7 +149,7 @@ def test_configurations_in_the_manual_are_right(snippet: str) -> None:
     assert document.validate(Config), document.mistakes
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, PROVIDERS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every link is to a file that exists, or to a heading of the page."""
     text = page.read_text()

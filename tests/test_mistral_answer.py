@@ -306,9 +306,9 @@ def test_comments_blank_lines_and_unknown_events_are_ignored() -> None:
 def test_odd_chunks_are_not_the_end(odd: dict[str, Any]) -> None:
     """Trap 17: empty choices and missing deltas neither crash nor end anything."""
     decoder = stream()
-    decoder.feed(sse(OPENING, odd, done=False))
+    list(decoder.feed(sse(OPENING, odd, done=False)))
     with pytest.raises(UpstreamCut):
-        decoder.finish()
+        list(decoder.finish())
 
 
 @pytest.mark.parametrize("kept", range(4))
@@ -317,11 +317,11 @@ def test_a_stream_that_breaks_off_is_cut(kept: int) -> None:
     whole = TEXTS.split(b"\n\n")
     decoder = stream()
     if kept < 3:
-        decoder.feed(b"\n\n".join(whole[:kept]) + b"\n\n")
+        list(decoder.feed(b"\n\n".join(whole[:kept]) + b"\n\n"))
     else:
-        decoder.feed(TEXTS[: TEXTS.find(b'"stop"')])
+        list(decoder.feed(TEXTS[: TEXTS.find(b'"stop"')]))
     with pytest.raises(UpstreamCut):
-        decoder.finish()
+        list(decoder.finish())
 
 
 def test_a_finish_without_an_end_mark_is_an_end() -> None:
@@ -342,16 +342,16 @@ def test_a_finish_without_an_end_mark_is_an_end() -> None:
 def test_an_error_in_the_stream_is_one(last: bytes) -> None:
     """Trap 22: what ends in an error is never a clean stop."""
     decoder = stream()
-    decoder.feed(sse(OPENING, done=False))
+    list(decoder.feed(sse(OPENING, done=False)))
     with pytest.raises(UpstreamRefused):
-        decoder.feed(last)
+        list(decoder.feed(last))
 
 
 def test_garbage_is_broken() -> None:
     """An event that is no JSON object is not passed on."""
     for garbage in (b"data: {nope\n\n", b"data: [1]\n\n"):
         with pytest.raises(UpstreamBroken):
-            stream().feed(garbage)
+            list(stream().feed(garbage))
 
 
 @pytest.mark.parametrize("whole", [TEXTS, THOUGHTS, CALLS])

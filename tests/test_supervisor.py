@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -22,7 +23,9 @@ import psutil
 import pytest
 
 from llmproxy.embedded import EmbeddedPostgres
-from tests.processes import ROOT
+from llmproxy.keys import new_key
+from llmproxy.testing.database import make_postgres
+from tests.processes import ROOT, read_line, spawn
 
 KEY = "sk-the-key-of-the-tests-client"
 Config = dict[str, Any]  # whatever YAML can say
@@ -158,6 +161,70 @@ def test_a_killed_worker_comes_back_and_no_request_is_lost(tmp_path: Path, confi
         assert serve.stop() == 0
 
 
+def test_a_worker_that_comes_back_serves_what_was_accepted(tmp_path: Path, config: Config) -> None:
+    """Edits that nobody has asked to take over, wrong or right, do not reach a worker that takes a dead one's place."""
+    with Serve(tmp_path, config) as serve:
+        serve.configure({**config, "models": {"second": "demo/story"}})
+        serve.process.send_signal(signal.SIGHUP)
+        until(lambda: "config_reloaded" in serve.log)
+        for edit in ({**config, "modles": {}}, {**config, "models": {"third": "demo/story"}}):
+            serve.configure(edit)
+            (worker,) = serve.workers()
+            worker.kill()
+            until(lambda: serve.workers() not in ([], [worker]))  # noqa: B023 - called before the next round
+            assert serve.models()[0] == "second"
+        assert serve.log.count("worker_died") == 2
+
+
+def test_a_supervisor_survives_what_it_runs_into() -> None:
+    """A fork that fails is tried again, and a reload that raises anything at all is refused."""
+    with spawn(MISHAPS) as process:
+        assert read_line(process) == "ready"
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        events = [json.loads(process.stderr.readline()) for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert [event["event"] for event in events] == ["worker_not_started", "worker_not_started", "reload_refused"]
+    assert events[2]["mistakes"] == ["KeyError('a plugin of its own')"]
+
+
+MISHAPS = """
+import os, signal, socket
+from llmproxy.config import LoggingConfig
+from llmproxy.logs import make_log
+from llmproxy.supervisor import Supervisor
+
+fork, failures = os.fork, 2
+
+def fork_at_last():
+    global failures
+    failures -= 1
+    if failures >= 0:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+
+def accept():
+    raise KeyError("a plugin of its own")
+
+def work(seat):
+    seat.announce_ready()
+    signal.pause()
+
+os.fork = fork_at_last
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    supervisor = Supervisor(
+        [listener],
+        work,
+        accept=accept,
+        on_ready=lambda: print("ready", flush=True),
+        drain_seconds=5,
+        log=make_log(LoggingConfig(format="json")),
+    )
+    raise SystemExit(supervisor.run())
+"""
+
+
 def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, config: Config) -> None:
     """Nobody serves on without a supervisor: the port is free again and no process is left."""
     with Serve(tmp_path, config, "--workers", "2") as serve:
@@ -195,9 +262,45 @@ def test_a_running_stream_ends_as_it_should_while_new_clients_are_refused(tmp_pa
         assert serve.process.wait(20) == 0
 
 
+def test_a_drain_that_is_over_cuts_what_still_runs(tmp_path: Path, config: Config) -> None:
+    """A request that never ends is recorded as broken off, its row is shipped, and the stop is a clean one."""
+    config["server"] = {"drain_seconds": 0.5}
+    with Serve(tmp_path, config) as serve, _hanging(serve) as connection:
+        serve.process.send_signal(signal.SIGTERM)
+        assert serve.process.wait(10) == 0
+        with pytest.raises(http.client.RemoteDisconnected):
+            connection.getresponse()
+        assert "drain_cut_short" in serve.log
+        assert "drain_overdue" not in serve.log
+        assert list((tmp_path / "state" / "journal").iterdir()) == []
+        assert asyncio.run(_outcomes(config["database"]["url"])) == ["disconnected"]
+
+
 def test_a_second_sigterm_does_not_wait(tmp_path: Path, config: Config) -> None:
-    """Whoever asks twice means it: a request that never ends does not hold the process up."""
-    with Serve(tmp_path, config) as serve, contextlib.closing(serve.connect()) as connection:
+    """Whoever asks twice means it: a request that never ends holds nothing up, and the exit status tells of it."""
+    with Serve(tmp_path, config) as serve, _hanging(serve):
+        serve.process.send_signal(signal.SIGTERM)
+        until(lambda: not _accepts(serve))
+        serve.process.send_signal(signal.SIGTERM)
+        assert serve.process.wait(5) == 1
+
+
+def test_a_worker_killed_while_it_drains_is_no_clean_stop(tmp_path: Path, config: Config) -> None:
+    """The exit status is 0 only when every worker has ended its drain."""
+    with Serve(tmp_path, config, "--workers", "2") as serve, _hanging(serve):
+        workers = serve.workers()
+        serve.process.send_signal(signal.SIGTERM)
+        until(lambda: len(serve.workers()) == 1)
+        (busy,) = serve.workers()
+        assert busy in workers
+        busy.kill()
+        assert serve.process.wait(10) == 1
+
+
+@contextlib.contextmanager
+def _hanging(serve: Serve) -> Iterator[http.client.HTTPConnection]:
+    """A connection whose request has been let in and is never answered."""
+    with contextlib.closing(serve.connect()) as connection:
         connection.request(
             "POST",
             "/v1/chat/completions",
@@ -205,10 +308,17 @@ def test_a_second_sigterm_does_not_wait(tmp_path: Path, config: Config) -> None:
             {"authorization": f"Bearer {KEY}", "content-type": "application/json"},
         )
         until(lambda: _is_busy(serve))
-        serve.process.send_signal(signal.SIGTERM)
-        until(lambda: not _accepts(serve))
-        serve.process.send_signal(signal.SIGTERM)
-        assert serve.process.wait(5) == 0
+        yield connection
+
+
+async def _outcomes(database_url: str) -> list[str]:
+    """How the requests that are recorded ended."""
+    database = make_postgres(database_url)
+    await database.open()
+    try:
+        return [row["outcome"] for row in await database.fetch("SELECT outcome FROM requests ORDER BY id")]
+    finally:
+        await database.close()
 
 
 def _accepts(serve: Serve) -> bool:
@@ -278,6 +388,19 @@ def test_a_worker_that_comes_back_has_the_workspaces_of_the_last_reload(tmp_path
         until(lambda: bool(serve.workers()) and serve.workers() != [worker])
         with contextlib.closing(serve.connect()) as connection:
             assert serve.chat(connection, "demo/echo").status == 401
+
+
+def test_a_reload_may_not_expose_what_a_start_would_not(tmp_path: Path, config: Config) -> None:
+    """Listening beyond loopback by an option, a weak key is refused by the admin API and by the supervisor alike."""
+    strong = {**config, "workspaces": {"default": {"keys": [new_key()]}}}
+    with Serve(tmp_path, strong, "--host", "0.0.0.0") as serve:  # noqa: S104 - what makes the key too weak
+        admin_key = Path(serve.greeting["admin_key_file"]).read_text()
+        serve.configure({**config, "workspaces": {"default": {"keys": ["secret"]}}})
+        status, error = _asked_to_reload(serve, admin_key)
+        assert (status, "workspaces.default.keys.0" in error) == (400, True)
+        serve.process.send_signal(signal.SIGHUP)
+        until(lambda: "reload_refused" in serve.log)
+        assert "config_reloaded" not in serve.log
 
 
 def _asked_to_reload(serve: Serve, admin_key: str) -> tuple[int, str]:

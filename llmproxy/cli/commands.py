@@ -22,7 +22,7 @@ SUMMARIES: Final[Mapping[str, str]] = {
     "keys": "Make, list and revoke virtual keys.",
     "spend": "Say what was spent, and on whom.",
     "requests": "Look at what was asked and how it went.",
-    "models": "List the models that requests can name.",
+    "models": "List the models that requests can name, and what is known of them.",
     "plugins": "List the installed plugins, and which are enabled.",
     "hooks": "Say which plugins run at each hook, in order.",
     "version": "Say which version this is.",

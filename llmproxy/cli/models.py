@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from llmproxy.cli.offline import offline_services
@@ -11,19 +13,24 @@ from llmproxy.config import LoggingConfig
 from llmproxy.gateway import read_configuration
 from llmproxy.logs import make_log
 
+_COLUMNS: Final = (
+    *("model", "targets", "region", "context_window_tokens", "input_usd_per_mtok", "output_usd_per_mtok"),
+    *("input_modalities", "retires_on"),
+)
+
 
 @click.command("models")
 @shared_options
 @pass_settings
 def command(settings: Settings) -> None:
-    """List the models that requests can name.
+    """List the models that requests can name, and what is known of them.
 
     Where a provider passes any name on, those that its vendor is known for are listed.
     """
     services = offline_services(settings, make_log(LoggingConfig()))
-    catalogue = read_configuration(settings.config_path, services).catalogue
-    names = catalogue.every_name()
-    rows = [{"model": name, "targets": [target.name for target in catalogue.targets(name)]} for name in names]
+    configuration = read_configuration(settings.config_path, services)
+    catalogue, listing = configuration.catalogue, configuration.listing
+    rows = [{"model": name, **listing.describe(catalogue.targets(name))} for name in catalogue.every_name()]
     if settings.json:
         return print_json(rows)
-    return print_table(("model", "targets"), rows)
+    return print_table(_COLUMNS, rows)

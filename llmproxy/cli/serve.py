@@ -14,14 +14,15 @@ from types import FrameType
 
 import click
 
+from llmproxy.accepted import AcceptedConfig
 from llmproxy.cli.exposure import exposures
 from llmproxy.cli.greeting import Greeting
 from llmproxy.cli.migrate import components
 from llmproxy.cli.offline import database_server, offline_services
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
-from llmproxy.config import LoggingConfig, ServerConfig
+from llmproxy.config import Config, LoggingConfig, ServerConfig
 from llmproxy.errors import ConfigError
-from llmproxy.gateway import Configuration, read_configuration, refuse_fixed
+from llmproxy.gateway import ConfigSource, Configuration, refuse_fixed, resolve_configuration
 from llmproxy.logs import make_log
 from llmproxy.migrate import migrate
 from llmproxy.services import Log
@@ -44,16 +45,17 @@ def command(settings: Settings, /, **given: object) -> None:
     """
     # Otherwise a signal that comes while starting would leave the embedded database running.
     signal.signal(signal.SIGTERM, _exit)
-    configuration = read_configuration(settings.config_path, offline_services(settings, make_log(LoggingConfig())))
+    source = ConfigSource.read(settings.config_path)
+    configuration = resolve_configuration(source, offline_services(settings, make_log(LoggingConfig())))
     server = configuration.config.server.model_copy(update={k: v for k, v in given.items() if v is not None})
-    sys.exit(_serve(settings, configuration, server))
+    sys.exit(_serve(settings, source, configuration, server))
 
 
 def _exit(number: int, _frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _serve(settings: Settings, configuration: Configuration, server: ServerConfig) -> int:
+def _serve(settings: Settings, source: ConfigSource, configuration: Configuration, server: ServerConfig) -> int:
     config, state = configuration.config, StateDirectory(settings.state_path)
     admin_key, log = state.admin_key(os.environ), make_log(config.logging)
     if mistakes := tuple(exposures(server.host, config, admin_key)):
@@ -63,12 +65,14 @@ def _serve(settings: Settings, configuration: Configuration, server: ServerConfi
         ServerTLS(server.tls, log)
     with _listening(server) as listeners, database_server(config, state) as url:
         asyncio.run(migrate(url, components(configuration)))
-        worker = WorkerSettings(config, settings.config_path, url, state, admin_key, log)
+        accepted = AcceptedConfig(source)
+        candidate = partial(_candidate, settings, source, config, server.host, log)
+        worker = WorkerSettings(config, accepted, candidate, url, state, admin_key, log)
         greeting = Greeting(configuration, server, state, listeners[0].getsockname()[1], is_json=settings.json)
         return Supervisor(
             listeners,
             partial(run_worker, settings=worker),
-            validate=partial(_validate, settings, configuration, log),
+            accept=lambda: accepted.replace(candidate()),
             on_ready=greeting.print,
             drain_seconds=server.drain_seconds,
             log=log,
@@ -85,9 +89,12 @@ def _listening(server: ServerConfig) -> Iterator[Sequence[socket.socket]]:
             listener.close()
 
 
-def _validate(settings: Settings, running: Configuration, log: Log) -> None:
-    wanted = read_configuration(settings.config_path, offline_services(settings, log)).config
-    refuse_fixed(running.config, wanted)
+def _candidate(settings: Settings, source: ConfigSource, running: Config, host: str, log: Log) -> ConfigSource:
+    """The configuration on disk, which may be taken over. Raises an LLMProxyError when it may not."""
+    found = ConfigSource.read(source.path)
+    wanted = resolve_configuration(found, offline_services(settings, log)).config
+    refuse_fixed(running, wanted)
     # What is checked at the start must hold after a reload too.
-    if mistakes := tuple(exposures(running.config.server.host, wanted, None)):
+    if mistakes := tuple(exposures(host, wanted, None)):
         raise ConfigError(*mistakes)
+    return found

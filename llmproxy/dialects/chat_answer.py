@@ -14,6 +14,7 @@ from typing import Final, Literal
 import orjson
 
 from llmproxy.dialects.chat_request import decode_arguments
+from llmproxy.errors import Failure, UpstreamRefused
 from llmproxy.exchange import Document, Usage
 from llmproxy.sse import DONE, encode_event
 
@@ -45,7 +46,7 @@ class ChatAnswer:
     """A whole answer, one choice, to be filled by a translation.
 
     `thinking_blocks` and `extra_content` are kept as the vendor gave them, signatures included, for the client to send
-    back. `images` are `image_url` parts.
+    back. `images` are `image_url` parts. `extra` are further members of the completion itself.
     """
 
     identity: AnswerIdentity
@@ -60,6 +61,7 @@ class ChatAnswer:
     refusal: str | None = None
     native_finish_reason: str | None = None
     usage: Usage | None = None
+    logprobs: Document | None = None
     extra: Document = field(default_factory=dict)
 
     def encode(self) -> bytes:
@@ -71,7 +73,7 @@ class ChatAnswer:
         choice: Document = {
             "index": index,
             "message": self._message(),
-            "logprobs": self.extra.get("logprobs"),
+            "logprobs": self.logprobs,
             "finish_reason": self.finish_reason,
         }
         if self.native_finish_reason is not None:
@@ -99,7 +101,7 @@ class ChatAnswer:
 
 
 def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
-    """The chat completion object of several answers to one request; identity and usage are the first one's."""
+    """The chat completion object of several answers to one request; all that is not a choice is the first one's."""
     first = answers[0]
     completion: Document = {
         "id": first.identity.id,
@@ -110,7 +112,7 @@ def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
     }
     if first.usage is not None:
         completion["usage"] = usage_document(first.usage)
-    return orjson.dumps(completion)
+    return orjson.dumps(completion | first.extra)
 
 
 class ChunkWriter:
@@ -168,10 +170,12 @@ class ChunkWriter:
         """A piece of a tool call's arguments."""
         return self.delta(tool_calls=[{"index": index, "function": {"arguments": fragment}}])
 
-    def finish(self, reason: FinishReason, native: str | None = None) -> bytes:
-        """The one chunk with a finish reason."""
+    def finish(
+        self, reason: FinishReason, native: str | None = None, extra: Mapping[str, object] | None = None
+    ) -> bytes:
+        """The one chunk with a finish reason; `extra` are members of the chunk itself, known only at the end."""
         opening = b"" if self._opened else self.delta()
-        return opening + self._chunk({}, reason, native)
+        return opening + self._chunk({}, reason, native, extra=extra)
 
     def logprobs(self, logprobs: Document) -> bytes:
         """A chunk with the log probabilities of what was written before it."""
@@ -189,11 +193,12 @@ class ChunkWriter:
         reason: FinishReason | None,
         native: str | None = None,
         logprobs: Document | None = None,
+        extra: Mapping[str, object] | None = None,
     ) -> bytes:
         choice: Document = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         if native is not None:
             choice["native_finish_reason"] = native
-        return encode_event(orjson.dumps({**self._base, "choices": [choice]}))
+        return encode_event(orjson.dumps({**self._base, "choices": [choice], **(extra or {})}))
 
 
 def usage_document(usage: Usage) -> Document:
@@ -216,6 +221,22 @@ def usage_document(usage: Usage) -> Document:
             "audio_tokens": usage.audio_output_tokens,
         },
     }
+
+
+def settled_reason(reason: FinishReason, *, has_calls: bool) -> FinishReason:
+    """A finish reason that agrees with the answer: it stopped for its calls if there are any, and for none if not."""
+    if reason in ("stop", "tool_calls"):
+        return "tool_calls" if has_calls else "stop"
+    return reason
+
+
+def model_failed(
+    message: str = "The model failed while it answered; try again.", *, native_type: str | None = None
+) -> UpstreamRefused:
+    """The error for an answer with status 200 that says itself that it is none."""
+    return UpstreamRefused(
+        message, failure=Failure.BROKEN, upstream_status=200, status=502, native_type=native_type, code="server_error"
+    )
 
 
 def custom_input(arguments: str) -> str:

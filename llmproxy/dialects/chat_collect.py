@@ -9,11 +9,9 @@ from typing import Any, Final
 import orjson
 
 from llmproxy.dialects.openai_errors import stated_error
-from llmproxy.errors import UpstreamBroken, UpstreamCut
+from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
 from llmproxy.exchange import Document
-from llmproxy.sse import SSEDecoder, event_data
 
-_MAX_EVENT_BYTES: Final = 16_777_216
 # Members of a delta that are pieces of one text, and those that are items of one list.
 _TEXTS: Final = ("content", "refusal", "reasoning_content")
 _LISTS: Final = ("thinking_blocks", "annotations", "images")
@@ -38,7 +36,7 @@ class ChunkCollector:
     """
 
     def __init__(self) -> None:
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
+        self._events = ObjectEvents()
         self._head: Document = {}
         self._choices: dict[int, _Choice] = {}
         self._usage: Document | None = None
@@ -46,25 +44,23 @@ class ChunkCollector:
     def feed(self, data: bytes) -> None:
         """Some more of the stream. Raises UpstreamRefused for an error in it, UpstreamBroken for garbage."""
         for event in self._events.feed(data):
-            self._take(event)
+            self._take(event.document)
 
     def finish(self) -> bytes:
         """The completion. Raises UpstreamCut when there is none, or one that is not whole."""
         for event in self._events.finish():
-            self._take(event)
+            self._take(event.document)
         if not self._choices or not all(choice.ending.get("finish_reason") for choice in self._choices.values()):
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
+            raise cut_short()
         completion = {**self._head, "object": "chat.completion"}
         completion["choices"] = [_finished(index, choice) for index, choice in sorted(self._choices.items())]
         if self._usage is not None:
             completion["usage"] = self._usage
         return orjson.dumps(completion)
 
-    def _take(self, event: bytes) -> None:
-        data = event_data(event)
-        if not data or data.startswith(b"[DONE]"):
+    def _take(self, chunk: Document | None) -> None:
+        if chunk is None:
             return
-        chunk = _object(data)
         if error := stated_error(chunk):
             raise error
         self._head |= {name: chunk[name] for name in _REPEATED if chunk.get(name) is not None}
@@ -136,14 +132,6 @@ def _finished(index: int, choice: _Choice) -> Document:
     if calls:
         message["tool_calls"] = calls
     return {"index": index, "message": message, "logprobs": None, **choice.ending}
-
-
-def _object(data: bytes) -> Document:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider sent an event that is not valid JSON.") from error
-    return document if isinstance(document, dict) else {}
 
 
 # The value is whatever the provider sent.

@@ -165,7 +165,7 @@ def read_chat_request(document: Document) -> ChatRequest:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     return ChatRequest(
         document,
-        tuple(_message(message, f"messages[{number}]") for number, message in enumerate(_with_tool_calls(messages))),
+        tuple(_message(message, f"messages[{number}]") for number, message in enumerate(with_tool_calls(messages))),
         read_tools(document),
         read_tool_choice(document),
         read_response_format(document),
@@ -175,8 +175,8 @@ def read_chat_request(document: Document) -> ChatRequest:
 # Messages
 
 
-def _with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
-    """The messages with legacy function calls as tool calls: each gets an id, which its result then names."""
+def with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
+    """A client's messages with legacy function calls as tool calls: each gets an id, which its result then names."""
     count = 0
     for message in messages:
         if not isinstance(message, dict):
@@ -185,7 +185,9 @@ def _with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
             yield {**message, "tool_call_id": f"call_{count}"}
         elif isinstance(message.get("function_call"), dict) and not message.get("tool_calls"):
             count += 1
-            yield {**message, "tool_calls": [{"id": f"call_{count}", "function": message["function_call"]}]}
+            function = message["function_call"]
+            call = {"id": f"call_{count}", "function": function, "extra_content": function.get("extra_content")}
+            yield {**message, "tool_calls": [call]}
         else:
             yield message
 
@@ -197,12 +199,6 @@ def _message(message: object, path: str) -> Message:
     if message.get("audio"):
         sentence = f"'{path}.audio' names an earlier answer's sound, which only the vendor that made it has."
         raise BadRequest(sentence, code="unsupported_parameter", param=f"{path}.audio")
-    if isinstance(message.get("audio"), dict):
-        raise BadRequest(
-            f"'{path}.audio' names a sound that this provider does not have; send its transcript instead.",
-            code="unsupported_parameter",
-            param=f"{path}.audio",
-        )
     thinking = message.get("thinking_blocks")
     reasoning = message.get("reasoning_content")
     extra = message.get("extra_content")
@@ -314,6 +310,11 @@ def _optional_text(holder: Document, name: str, path: str) -> str | None:
 def read_tools(document: Document) -> tuple[Tool, ...]:
     """The tools of a request, legacy functions among them. Raises BadRequest."""
     return tuple(_tools(document))
+
+
+def custom_tools(document: Document) -> frozenset[str]:
+    """The names of a request's custom tools, whose calls are answered as such. Raises BadRequest."""
+    return frozenset(tool.name for tool in read_tools(document) if tool.is_custom)
 
 
 def _tools(document: Document) -> Iterator[Tool]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
@@ -22,6 +22,12 @@ _MAGIC: Final = (
     (b"%PDF-", "application/pdf"),
     (b"ID3", "audio/mpeg"),
 )
+_ISO_BRANDS: Final[Mapping[bytes, str]] = {
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"mif1": "image/heif",
+    b"avif": "image/avif",
+}
 _SAME_TYPE: Final[Mapping[str, str]] = {
     "image/jpg": "image/jpeg",
     "audio/mp3": "audio/mpeg",
@@ -102,6 +108,50 @@ _READERS: Final[Mapping[str, Callable[[Document, str], Media]]] = {
 }
 
 
+def image_addresses(document: Document) -> Mapping[str, str]:
+    """The http addresses of images in a chat request, each with where it stands first."""
+    found: dict[str, str] = {}
+    for path, part in _image_parts(document.get("messages")):
+        url = _address(part)
+        if url is not None and url[:8].lower().startswith(("http://", "https://")):
+            found.setdefault(url, path)
+    return found
+
+
+def with_images(document: Document, data_urls: Mapping[str, str]) -> list[object]:
+    """The messages of a chat request with data URLs in place of addresses."""
+    messages: list[object] = []
+    for message in document["messages"]:
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            messages.append({**message, "content": [_embedded(part, data_urls) for part in content]})
+        else:
+            messages.append(message)
+    return messages
+
+
+# Messages are whatever the client sent.
+def _image_parts(messages: Any) -> Iterator[tuple[str, Document]]:
+    for number, message in enumerate(messages if isinstance(messages, list) else ()):
+        content = message.get("content") if isinstance(message, dict) else None
+        for place, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and part.get("type") == "image_url":
+                yield f"messages[{number}].content[{place}].image_url", part
+
+
+def _address(part: Document) -> str | None:
+    image = part.get("image_url")
+    url = image.get("url") if isinstance(image, dict) else image
+    return url if isinstance(url, str) else None
+
+
+def _embedded(part: object, data_urls: Mapping[str, str]) -> object:
+    if not isinstance(part, dict) or (url := _address(part)) not in data_urls or url is None:
+        return part
+    image = part["image_url"]
+    return {**part, "image_url": {**(image if isinstance(image, dict) else {}), "url": data_urls[url]}}
+
+
 def decode_data_url(url: str, path: str) -> tuple[str, bytes]:
     """Media type and data of a data URL; what the data itself shows wins over what is declared.
 
@@ -117,6 +167,8 @@ def decode_data_url(url: str, path: str) -> tuple[str, bytes]:
 
 def sniffed(data: bytes) -> str | None:
     """The media type that the first bytes show, None when they show none."""
+    if data[4:8] == b"ftyp":
+        return _ISO_BRANDS.get(data[8:12])
     if data[:4] == b"RIFF":
         return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(data[8:12])
     return next((media_type for magic, media_type in _MAGIC if data.startswith(magic)), None)

@@ -14,6 +14,7 @@ from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import error_in, error_of
 from llmproxy.errors import Failure, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target, Usage
+from llmproxy.model_facts import ModelFacts
 from llmproxy.services import Services, UpstreamRequest, UpstreamResponse
 
 
@@ -84,6 +85,25 @@ class Provider:
     def price_model(self, model: str) -> str:
         """What the price data calls a model of this endpoint; by default what everybody calls it."""
         return model
+
+    def model_facts(self, model: str) -> ModelFacts:
+        """What the kind itself knows of a model; what it leaves open is looked for in the tables."""
+        return ModelFacts()
+
+    def remote_images(self, request: Request) -> Mapping[str, str]:
+        """Addresses of images of which the vendor takes the bytes only, each with where it stands in the request.
+
+        They are fetched, and `split` and `prepare` then find data URLs in their place.
+        """
+        return {}
+
+    def split(self, request: Request) -> Sequence[Request]:
+        """The request in parts, each small enough for one call; itself alone unless it is a large embeddings batch.
+
+        Each part is prepared, sent and answered on its own, and their answers become one again.
+        Raises BadRequest when there would be too many.
+        """
+        return (request,)
 
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The HTTP request for one attempt: address, credentials, translated body.

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final
 
-import orjson
 from pydantic import Field, create_model, model_validator
 
 from llmproxy.config import ProviderConfig
+from llmproxy.dialects.upstream_events import MAX_EVENT_BYTES, is_whole
 from llmproxy.exchange import Document, Request, Target, Usage
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.openai import OpenAI, OpenAIConfig
 from llmproxy.providers.quirks import adapt
 from llmproxy.providers.vendors import Vendor, load_vendors
 from llmproxy.services import UpstreamRequest
-from llmproxy.sse import SSEDecoder, event_data
+from llmproxy.sse import SSEDecoder
 
 # Parts of a host name or path: nothing in them can lead to another host.
 _PART: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_MAX_EVENT_BYTES: Final = 16_777_216
 # With its colon this is always a key: within a string the quotes would be escaped.
 _REASONING: Final = b'"reasoning":'
 _REASONING_CONTENT: Final = b'"reasoning_content":'
@@ -63,7 +62,7 @@ class RenamedReasoning:
     """A stream whose reasoning text gets the field name that clients know."""
 
     def __init__(self) -> None:
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
+        self._events = SSEDecoder(MAX_EVENT_BYTES)
 
     def feed(self, data: bytes) -> Sequence[bytes]:
         """The whole events so far. Raises UpstreamBroken when one does not end."""
@@ -71,7 +70,7 @@ class RenamedReasoning:
 
     def finish(self) -> Sequence[bytes]:
         """The last event, when only its blank line was missing."""
-        return [_renamed(event) for event in self._events.finish() if _is_whole(event)]
+        return [_renamed(event) for event in self._events.finish() if is_whole(event)]
 
 
 def compatible_kinds() -> Sequence[type[Provider]]:
@@ -126,17 +125,6 @@ def _renamed(data: bytes) -> bytes:
     if data.find(_REASONING) < 0 or data.find(_REASONING_CONTENT) >= 0:
         return data
     return data.replace(_REASONING, _REASONING_CONTENT)
-
-
-def _is_whole(event: bytes) -> bool:
-    data = event_data(event)
-    if data is None:
-        return False
-    try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return data.startswith(b"[DONE]")
-    return True
 
 
 def _with_reasoning(document: Document) -> Document:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from pydantic import Field, SecretStr, field_validator
 
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Operation, Request, Target
-from llmproxy.providers import Provider
+from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.headers import RequestHeaders, checked_forwards, checked_headers, is_value
+from llmproxy.providers.responses import ResponsesBridge, ResponsesMode
 from llmproxy.services import Services, UpstreamRequest
 
 PATHS: Final[Mapping[Operation, str]] = {
@@ -47,11 +49,22 @@ class OpenAIConfig(ProviderConfig):
         return SecretStr(stripped) if stripped else None
 
 
-class OpenAIVendorConfig(OpenAIConfig):
+class OpenAIHostConfig(OpenAIConfig):
+    """A section for a host of OpenAI's own models."""
+
+    responses: ResponsesMode = Field(
+        default="auto",
+        description="Chats that go through the Responses API: auto (what chat completions refuse), never or always.",
+    )
+
+
+class OpenAIVendorConfig(OpenAIHostConfig):
     """A section for OpenAI itself."""
 
-    organization: str | None = Field(default=None, pattern=HEADER_WORD)
-    project: str | None = Field(default=None, pattern=HEADER_WORD)
+    organization: str | None = Field(
+        default=None, pattern=HEADER_WORD, description="Whose account is charged, where a key has several."
+    )
+    project: str | None = Field(default=None, pattern=HEADER_WORD, description="The project of the organization.")
 
 
 class OpenAI(Provider):
@@ -79,10 +92,11 @@ class OpenAI(Provider):
     def __init__(self, name: str, config: ProviderConfig, services: Services) -> None:
         super().__init__(name, config, services)
         base = (config.base_url or _filled(self.vendor_url, config) or "").rstrip("/")
-        self._urls = {operation: base + path for operation, path in self.paths.items()}
+        self._locate(base)
         fixed = (*_ALWAYS, *self._vendor_headers(), *self._authentication(), *config.headers.items())
         self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
         self._is_locked = self.needs_key and config.api_key is None and config.base_url is None
+        self._bridge = ResponsesBridge(name, config.responses) if isinstance(config, OpenAIHostConfig) else None
 
     def authorization(self, key: str) -> tuple[str, str]:
         """The header that carries the key."""
@@ -91,10 +105,25 @@ class OpenAI(Provider):
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The client's body, byte for byte but for the edits made so far, with the gateway's key.
 
-        Raises BadRequest for an operation that the vendor does not have, UpstreamError when there is no key.
+        What the model refuses on chat completions goes to the Responses API, translated.
+        Raises BadRequest for what the vendor does not have, UpstreamError when there is no key.
         """
         self.refuse_unserved(request)
-        return self.post(request, headers, request.encode())
+        if (bridge := self._bridge_for(request)) is None:
+            return self.post(request, headers, request.encode())
+        native = bridge.request(request.document, self.price_model(request.model))
+        return replace(self.post(request, headers, native.encode(), native.dropped), url=self._responses_url)
+
+    def answer(self, request: Request, body: bytes, document: Document) -> bytes:
+        """The vendor's answer, unchanged; one from the Responses API as a chat completion. Raises an UpstreamError."""
+        if (bridge := self._bridge_for(request)) is None:
+            return super().answer(request, body, document)
+        return bridge.answer(document, request.model, self._now())
+
+    def stream_decoder(self, request: Request) -> StreamDecoder | None:
+        """A decoder for what comes from the Responses API; None for chat completions."""
+        bridge = self._bridge_for(request)
+        return None if bridge is None else bridge.stream_decoder(request.model, self._now())
 
     def refuse_unserved(self, request: Request) -> None:
         """Raise BadRequest for an operation that the vendor does not have, UpstreamError when there is no key."""
@@ -109,6 +138,19 @@ class OpenAI(Provider):
         """`body` on its way to where `request` belongs, with the gateway's key and what the client's headers add."""
         fields = self._headers.build(headers, is_stream=request.is_stream)
         return UpstreamRequest("POST", self._urls[request.operation], fields, body, dropped)
+
+    def _locate(self, base: str) -> None:
+        """Settle where requests go, below this address."""
+        self._urls = {operation: base + path for operation, path in self.paths.items()}
+        self._responses_url = f"{base}/responses"
+
+    def _bridge_for(self, request: Request) -> ResponsesBridge | None:
+        """The way over the Responses API, for a request that takes it."""
+        bridge = self._bridge
+        return bridge if bridge is not None and bridge.takes(request, self.price_model(request.model)) else None
+
+    def _now(self) -> int:
+        return int(self.services.clock.now().timestamp())
 
     def _vendor_headers(self) -> Iterator[tuple[str, str]]:
         for name, template in self.vendor_headers.items():

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmproxy.errors import BadRequest
+from llmproxy.config import Section
+from llmproxy.providers.omissions import Omissions
 from llmproxy.providers.openai import OpenAIConfig
+
+__all__ = ["FetchesImages", "Omissions", "VendorConfig"]
 
 
 class VendorConfig(OpenAIConfig):
@@ -16,38 +19,10 @@ class VendorConfig(OpenAIConfig):
     )
 
 
-class Omissions:
-    """The parameters of one request that its translation leaves out.
+class FetchesImages(Section):
+    """The key of vendors that take images as bytes only."""
 
-    Args:
-        drop_params: Leave out also what changes the meaning of the answer.
-    """
-
-    __slots__ = ("_drop_params", "_names")
-
-    def __init__(self, *, drop_params: bool = False) -> None:
-        self._drop_params = drop_params
-        self._names: dict[str, None] = {}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Each parameter once, in the order they were met: what `UpstreamRequest.dropped` takes."""
-        return tuple(self._names)
-
-    def hint(self, name: str) -> None:
-        """Leave out what only would have been nice."""
-        self._names[name] = None
-
-    def meaning(self, name: str, sentence: str | None = None) -> None:
-        """Leave out what changes the meaning, where the operator allows it. Raises BadRequest where not.
-
-        Args:
-            sentence: What the client is told; left out, that the model does not support it.
-        """
-        if not self._drop_params:
-            raise BadRequest(
-                sentence or f"This model does not support '{name}'; leave it out or use another model.",
-                code="unsupported_parameter",
-                param=name,
-            )
-        self._names[name] = None
+    fetch_images: bool = Field(
+        default=True,
+        description="Fetch images that requests name by an http address, from public addresses only; else refuse them.",
+    )

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ import aiohttp
 from llmproxy.app import App
 from llmproxy.config import Config
 from llmproxy.config_document import ConfigDocument
+from llmproxy.gateway import ConfigSource
 from llmproxy.logs import make_log
 from llmproxy.migrate import Component, core_component, migrate
 from llmproxy.plugins import PluginSource, enabled, installed
@@ -79,7 +81,7 @@ class StartProxy:
             core, components = _read(file, available)
             app = App(
                 config=core,
-                config_path=file,
+                read_source=partial(ConfigSource.read, file),
                 database_url=await stack.enter_async_context(self._database(components)),
                 state=StateDirectory(directory / "state"),
                 admin_key=ADMIN_KEY,

@@ -10,6 +10,7 @@ from pydantic import Field
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.model_facts import ModelFacts
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.anthropic.messages_format import MessagesFormat, merged_betas
 from llmproxy.providers.anthropic.rules import load_models
@@ -65,6 +66,10 @@ class Anthropic(Provider):
         self._headers = RequestHeaders(headers, ("user-agent", *config.forward_headers))
         self._format = MessagesFormat(load_models(), config.limits, drop_params=config.drop_params)
         self._is_locked = config.api_key is None and config.base_url is None
+
+    def model_facts(self, model: str) -> ModelFacts:
+        """How much a model can answer with."""
+        return self._format.facts(model)
 
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in the Messages format; long answers are asked for as a stream, also when the client did not.

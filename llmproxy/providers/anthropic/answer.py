@@ -14,6 +14,7 @@ from llmproxy.dialects.chat_answer import (
     ChatAnswer,
     FinishReason,
     new_call_id,
+    settled_reason,
     url_citation,
 )
 from llmproxy.dialects.openai_chat import token_count
@@ -70,10 +71,7 @@ def answer_identity(message: Document, model: str, created: int) -> AnswerIdenti
 
 def finish_reason(stop_reason: str, *, has_calls: bool) -> FinishReason:
     """Why the answer ended, as OpenAI says it; a reason of the future is a stop."""
-    reason = _FINISH_REASONS.get(stop_reason, "stop")
-    if reason in ("stop", "tool_calls"):
-        return "tool_calls" if has_calls else "stop"
-    return reason
+    return settled_reason(_FINISH_REASONS.get(stop_reason, "stop"), has_calls=has_calls)
 
 
 def refusal(message: Document) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmproxy.exchange import Document
+from llmproxy.model_facts import ModelFacts
 from llmproxy.providers.anthropic.answer import chat_answer
 from llmproxy.providers.anthropic.request import NativeRequest, native_request
 from llmproxy.providers.anthropic.rules import ModelTable
@@ -26,6 +27,11 @@ class MessagesFormat:
         self._models = models
         self._limits = limits
         self._drop_params = drop_params
+
+    def facts(self, model: str) -> ModelFacts:
+        """What the table knows of a model."""
+        rules = self._models.known(model)
+        return ModelFacts(max_output_tokens=rules.max_output_tokens) if rules else ModelFacts()
 
     def request(self, document: Document, model: str) -> NativeRequest:
         """A chat completions request, translated. Raises BadRequest when the model cannot do what it asks."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Final, Literal
 
 from llmproxy.config import Section
+
+_REMEMBERED_MODELS: Final = 1024
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
 ThinkingType = Literal["enabled", "adaptive", "disabled", "between_tools"]
@@ -56,11 +59,20 @@ class ModelTable:
 
     def __init__(self, rows: Sequence[ModelRules]) -> None:
         self._rows = rows
+        # Some twenty patterns are a good part of what a translation costs; clients choose what is looked up.
+        self._remembered = lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
 
     def rules(self, model: str) -> ModelRules:
-        """The rules for a model, by the name that any host has for it: what stands before "claude" is the host's."""
+        """The rules for a model, by the name that any host has for it; a new one is taken for one of the newest."""
+        return self.known(model) or ModelRules()
+
+    def known(self, model: str) -> ModelRules | None:
+        """The row for a model, if there is one: what stands before "claude" is the host's."""
+        return self._remembered(model)
+
+    def _look_up(self, model: str) -> ModelRules | None:
         name = model[max(model.find("claude"), 0) :].replace("@", "-")
-        return next((row for row in self._rows if any(fnmatchcase(name, each) for each in row.match)), ModelRules())
+        return next((row for row in self._rows if any(fnmatchcase(name, each) for each in row.match)), None)
 
 
 def load_models() -> ModelTable:

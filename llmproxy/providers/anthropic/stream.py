@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
-
-import orjson
 
 from llmproxy.dialects.chat_answer import ChunkWriter, custom_input
 from llmproxy.dialects.openai_errors import stated_error
-from llmproxy.errors import UpstreamBroken, UpstreamCut, UpstreamError
+from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
+from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.answer import (
     answer_identity,
@@ -25,9 +22,6 @@ from llmproxy.providers.anthropic.answer import (
     tool_name,
 )
 from llmproxy.providers.anthropic.tools import AnswerPlan
-from llmproxy.sse import SSEDecoder, event_data
-
-_MAX_EVENT_BYTES: Final = 16_777_216
 
 
 @dataclass(slots=True)
@@ -217,67 +211,25 @@ class MessageEvents:
 
 
 class MessagesDecoder:
-    """Turns a server-sent stream of one message into OpenAI events.
-
-    What came before an error is given out first; the error is raised by the next call.
-    """
+    """Turns a server-sent stream of one message into OpenAI events."""
 
     def __init__(self, events: MessageEvents) -> None:
         self._messages = events
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
-        self._failure: UpstreamError | None = None
+        self._events = ObjectEvents()
 
-    def feed(self, data: bytes) -> Sequence[bytes]:
-        """The chunks so far. Raises UpstreamRefused on an error event, UpstreamBroken on garbage."""
-        if self._failure is not None:
-            raise self._failure
-        chunks: list[bytes] = []
-        try:
-            for raw in self._events.feed(data):
-                chunks += self._translated(raw)
-        except UpstreamError as error:
-            if not chunks:
-                raise
-            self._failure = error
-        return chunks
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The chunks so far. Raises, after those before it, UpstreamRefused on an error event, UpstreamBroken."""
+        for event in self._events.feed(data):
+            if event.document is not None:
+                yield from self._messages.take(event.document)
 
-    def finish(self) -> Sequence[bytes]:
+    def finish(self) -> Iterator[bytes]:
         """The last event, when only its blank line was missing. Raises UpstreamCut when the message is not whole."""
-        if self._failure is not None:
-            raise self._failure
-        chunks: list[bytes] = []
-        try:
-            for raw in self._events.finish():
-                chunks += self._translated(raw)
-        except UpstreamBroken:
-            # Half an event.
-            chunks = []
+        for event in self._events.finish():
+            if event.document is not None:
+                yield from self._messages.take(event.document)
         if not self._messages.is_complete:
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
-        return chunks
-
-    def _translated(self, raw: bytes) -> Sequence[bytes]:
-        data = event_data(raw)
-        return self._messages.take(_decoded(data)) if data else ()
-
-
-def _decoded(data: bytes) -> Document:
-    try:
-        event = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        event = _decoded_leniently(data)
-    if not isinstance(event, dict):
-        raise UpstreamBroken("The provider sent an event that is not a JSON object.")
-    return event
-
-
-def _decoded_leniently(data: bytes) -> object:
-    """JSON in which a character may have been cut in half, such as one half of a surrogate pair."""
-    try:
-        text = json.dumps(json.loads(data), ensure_ascii=False)
-        return orjson.loads(text.encode(errors="replace"))
-    except (ValueError, RecursionError) as error:
-        raise UpstreamBroken("The provider sent an event that is not valid JSON.") from error
+            raise cut_short()
 
 
 def _member(holder: Document, name: str) -> Document:

@@ -14,7 +14,7 @@ from llmproxy.config import ProviderConfig
 from llmproxy.exchange import Request, Target
 from llmproxy.providers.access_token import RenewedToken
 from llmproxy.providers.azure.entra import EntraConfig, EntraTokens
-from llmproxy.providers.openai import OpenAI, OpenAIConfig
+from llmproxy.providers.openai import OpenAI, OpenAIHostConfig
 from llmproxy.services import Services, UpstreamRequest
 
 # The portal shows addresses with and without this end.
@@ -23,7 +23,7 @@ _SCOPE: Final = "https://ai.azure.com/.default"
 _DATED_SCOPE: Final = "https://cognitiveservices.azure.com/.default"
 
 
-class AzureConfig(OpenAIConfig):
+class AzureConfig(OpenAIHostConfig):
     """A section for an Azure OpenAI or Foundry resource."""
 
     endpoint: str | None = Field(
@@ -45,6 +45,8 @@ class AzureConfig(OpenAIConfig):
             raise ValueError("set endpoint, or base_url")
         if self.api_key is not None and self.entra is not None:
             raise ValueError("set api_key or entra, not both")
+        if self.is_dated and self.responses == "always":
+            raise ValueError("set api_version to v1 for responses: always")
         return self
 
     @property
@@ -71,8 +73,11 @@ class Azure(OpenAI):
     def __init__(self, name: str, config: AzureConfig, services: Services) -> None:
         super().__init__(name, config, services)
         self._base_models = config.base_models
-        self._urls = {operation: f"{config.root}/openai/v1{path}" for operation, path in self.paths.items()}
+        self._locate(f"{config.root}/openai/v1")
         self._is_dated = config.is_dated
+        if config.is_dated:
+            # Each dated version has a Responses API of its own, or none.
+            self._bridge = None
         self._deployments = f"{config.root}/openai/deployments/"
         self._version = f"?api-version={config.api_version}"
         self._token = _renewed_token(name, config, services)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 from urllib.parse import quote
 
 from llmproxy.config import ProviderConfig
 from llmproxy.dialects.chat_answer import AnswerIdentity
-from llmproxy.dialects.embeddings import read_embeddings_request
+from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
+from llmproxy.dialects.media import image_addresses
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.errors import BadRequest, Failure, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target
@@ -73,6 +74,17 @@ class Bedrock(Provider):
     def price_model(self, model: str) -> str:
         """The model behind an ARN, as far as the section or the ARN itself says."""
         return self._section.base_models.get(model, model).rpartition("/")[2]
+
+    def remote_images(self, request: Request) -> Mapping[str, str]:
+        """All of them: Bedrock reads nothing from the web."""
+        is_wanted = self._section.fetch_images and request.operation is Operation.CHAT
+        return image_addresses(request.document) if is_wanted else {}
+
+    def split(self, request: Request) -> Sequence[Request]:
+        """A batch of texts in parts, which for some models hold one text."""
+        if request.operation is not Operation.EMBEDDINGS:
+            return (request,)
+        return split_batch(request, family_of(self._base_model(request.model)).max_texts)
 
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in the model's form, signed.

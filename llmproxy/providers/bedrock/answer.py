@@ -13,11 +13,13 @@ from llmproxy.dialects.chat_answer import (
     AnswerIdentity,
     ChatAnswer,
     FinishReason,
+    model_failed,
     new_call_id,
+    settled_reason,
     url_citation,
 )
 from llmproxy.dialects.openai_chat import token_count
-from llmproxy.errors import Failure, UpstreamBroken, UpstreamRefused
+from llmproxy.errors import UpstreamBroken, UpstreamRefused
 from llmproxy.exchange import Document, Usage
 from llmproxy.providers.anthropic.tools import AnswerPlan
 
@@ -58,10 +60,7 @@ def new_identity(model: str, created: int) -> AnswerIdentity:
 
 def finish_reason(stop_reason: str, *, has_calls: bool) -> FinishReason:
     """Why the answer ended, as OpenAI says it; a reason of the future is a stop."""
-    reason = _FINISH_REASONS.get(stop_reason, "stop")
-    if reason in ("stop", "tool_calls"):
-        return "tool_calls" if has_calls else "stop"
-    return reason
+    return settled_reason(_FINISH_REASONS.get(stop_reason, "stop"), has_calls=has_calls)
 
 
 def is_failure(stop_reason: str) -> bool:
@@ -71,14 +70,8 @@ def is_failure(stop_reason: str) -> bool:
 
 def model_failure(stop_reason: str) -> UpstreamRefused:
     """The error for an answer that is none."""
-    return UpstreamRefused(
-        "The model produced an answer that the provider could not make sense of; try again.",
-        failure=Failure.BROKEN,
-        upstream_status=200,
-        status=502,
-        native_type=stop_reason,
-        code="server_error",
-    )
+    sentence = "The model produced an answer that the provider could not make sense of; try again."
+    return model_failed(sentence, native_type=stop_reason)
 
 
 # The value is whatever the provider sent.

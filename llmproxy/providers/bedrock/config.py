@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pydantic import AliasChoices, Field, SecretStr, model_validator
 
 from llmproxy.providers.anthropic import ClaudeConfig
+from llmproxy.providers.vendor import FetchesImages
 
 
 def _usual_region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
-class BedrockConfig(ClaudeConfig):
+class BedrockConfig(ClaudeConfig, FetchesImages):
     """A section for Bedrock: an API key, AWS keys of its own, or else whatever the AWS credential chain finds."""
 
     base_url: str | None = Field(

@@ -44,14 +44,7 @@ def family_of(model: str) -> Family:
 
 
 def embedding_body(asked: EmbeddingsRequest, document: Document, family: Family, omissions: Omissions) -> bytes:
-    """The body of the call. Raises BadRequest when there are more texts than one call takes."""
-    if len(asked.texts) > family.max_texts:
-        noun = "text" if family.max_texts == 1 else "texts"
-        raise BadRequest(
-            f"This model takes {family.max_texts} {noun} in a request, not {len(asked.texts)}; send several requests.",
-            code="unsupported_value",
-            param="input",
-        )
+    """The body of the call, for no more texts than one call takes."""
     known = ("model", "input", "dimensions", "encoding_format", *family.members)
     for name, value in document.items():
         if value and name not in known:

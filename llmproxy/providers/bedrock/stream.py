@@ -9,7 +9,8 @@ from typing import Final
 import orjson
 
 from llmproxy.dialects.chat_answer import AnswerIdentity, ChunkWriter, custom_input, new_call_id
-from llmproxy.errors import UpstreamBroken, UpstreamCut
+from llmproxy.dialects.upstream_events import cut_short, decode_object
+from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.tools import AnswerPlan
 from llmproxy.providers.bedrock.answer import (
@@ -72,7 +73,7 @@ class ConverseDecoder:
         """The end mark, when it did not come with the usage. Raises UpstreamCut when the answer is not whole."""
         self._frames.finish()
         if not self._has_stopped:
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
+            raise cut_short()
         if not self._has_ended:
             yield self._out.end(None)
 
@@ -86,7 +87,7 @@ class ConverseDecoder:
         handler = self._handlers.get(frame.headers.get(":event-type", ""))
         # Events of the future change nothing.
         if handler is not None:
-            yield from handler(_decoded(frame.payload))
+            yield from handler(decode_object(frame.payload))
 
     # Events
 
@@ -208,13 +209,3 @@ class ConverseDecoder:
             yield from self._arguments(block, "{}")
         if tool["name"] in self._plan.custom_tools:
             yield self._out.custom_call(tool["id"], tool["name"], custom_input("".join(block.arguments)))
-
-
-def _decoded(payload: bytes) -> Document:
-    try:
-        document = orjson.loads(payload)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider sent an event that is not valid JSON.") from error
-    if not isinstance(document, dict):
-        raise UpstreamBroken("The provider sent an event that is not a JSON object.")
-    return document

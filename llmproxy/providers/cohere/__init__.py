@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
 from pydantic import Field
 
 from llmproxy.config import ProviderConfig
 from llmproxy.dialects.chat_answer import AnswerIdentity
-from llmproxy.dialects.chat_request import read_tools
-from llmproxy.dialects.embeddings import read_embeddings_request
+from llmproxy.dialects.chat_request import custom_tools
+from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
 from llmproxy.dialects.openai_errors import error_of, stated_error
 from llmproxy.errors import Failure, UpstreamError, UpstreamRefused
 from llmproxy.exchange import Document, Operation, Request, Target
@@ -18,7 +18,7 @@ from llmproxy.ids import new_id
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.cohere.answer import translated_answer, translated_embeddings
 from llmproxy.providers.cohere.models import load_models
-from llmproxy.providers.cohere.request import chat_body, embeddings_body
+from llmproxy.providers.cohere.request import MAX_TEXTS, chat_body, embeddings_body
 from llmproxy.providers.cohere.stream import CohereStream
 from llmproxy.providers.openai import OpenAI
 from llmproxy.providers.vendor import Omissions, VendorConfig
@@ -54,6 +54,10 @@ class Cohere(OpenAI):
         self._input_type = config.input_type
         self._models = load_models()
 
+    def split(self, request: Request) -> Sequence[Request]:
+        """A large batch of texts in parts."""
+        return split_batch(request, MAX_TEXTS)
+
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in Cohere's form; what it does not have is named in `dropped`.
 
@@ -75,11 +79,11 @@ class Cohere(OpenAI):
         if request.operation is Operation.EMBEDDINGS:
             asked = read_embeddings_request(request.document)
             return translated_embeddings(document, request.model, len(asked.texts), is_base64=asked.is_base64)
-        return translated_answer(document, self._identity(request), _custom_tools(request)).encode()
+        return translated_answer(document, self._identity(request), custom_tools(request.document)).encode()
 
     def stream_decoder(self, request: Request) -> StreamDecoder | None:
         """A decoder for one streamed answer."""
-        return CohereStream(self._identity(request), _custom_tools(request))
+        return CohereStream(self._identity(request), custom_tools(request.document))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Cohere's error response, classified."""
@@ -97,7 +101,3 @@ class Cohere(OpenAI):
     def _identity(self, request: Request) -> AnswerIdentity:
         now = self.services.clock.now()
         return AnswerIdentity(f"chatcmpl-{new_id(now)}", request.model, int(now.timestamp()))
-
-
-def _custom_tools(request: Request) -> frozenset[str]:
-    return frozenset(tool.name for tool in read_tools(request.document) if tool.is_custom)

@@ -10,6 +10,7 @@ from llmproxy.dialects.chat_answer import (
     AnswerIdentity,
     ChatAnswer,
     FinishReason,
+    model_failed,
     new_call_id,
     url_citation,
 )
@@ -46,10 +47,10 @@ def translated_answer(document: Document, identity: AnswerIdentity, custom_tools
     )
     native = document.get("finish_reason")
     if native in _FAILURES and not (any(answer.text) or answer.tool_calls):
-        raise model_failed(native)
+        raise failed(native)
     answer.finish_reason, answer.native_finish_reason = finish_reason(native, has_tools=bool(answer.tool_calls))
     if items := objects(document.get("logprobs")):
-        answer.extra["logprobs"] = logprobs(items)
+        answer.logprobs = logprobs(items)
     answer.usage = usage_of(document.get("usage"))
     return answer
 
@@ -71,15 +72,16 @@ def finish_reason(native: object, *, has_tools: bool) -> tuple[FinishReason, str
     return known, None
 
 
-def model_failed(native: object, message: str = "") -> UpstreamRefused:
+def failed(native: object, message: str = "") -> UpstreamRefused:
     """The error for an answer that ends in one."""
-    timed_out = native == "TIMEOUT"
+    if native != "TIMEOUT":
+        return model_failed(message) if message else model_failed()
     return UpstreamRefused(
-        message or "The model failed while it answered; try again.",
-        failure=Failure.TIMEOUT if timed_out else Failure.BROKEN,
+        message or "The model took too long to answer; try again.",
+        failure=Failure.TIMEOUT,
         upstream_status=200,
-        status=504 if timed_out else 502,
-        code="request_timeout" if timed_out else "server_error",
+        status=504,
+        code="request_timeout",
     )
 
 

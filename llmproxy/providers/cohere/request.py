@@ -16,7 +16,7 @@ from llmproxy.providers.cohere.models import ModelRules, Models
 from llmproxy.providers.vendor import Omissions
 
 # How many texts one call may hold.
-_MAX_TEXTS: Final = 96
+MAX_TEXTS: Final = 96
 # What Cohere has and OpenAI has not: a client that sends it means it.
 _OWN: Final = ("citation_options", "documents", "k", "p", "priority", "safety_mode", "strict_tools", "thinking")
 _READ: Final = frozenset(
@@ -231,13 +231,7 @@ def _document(media: Media, path: str) -> Document:
 
 
 def embeddings_body(document: Document, request: EmbeddingsRequest, input_type: str, omissions: Omissions) -> bytes:
-    """The body for `/v2/embed`. Raises BadRequest when there are more texts than one call may hold."""
-    if len(request.texts) > _MAX_TEXTS:
-        raise BadRequest(
-            f"'input' holds {len(request.texts)} texts, and this provider takes {_MAX_TEXTS} at most; "
-            "send several requests.",
-            param="input",
-        )
+    """The body for `/v2/embed`, for no more texts than one call may hold."""
     body: Document = {
         "model": document["model"],
         "texts": request.texts,

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
-
-import orjson
 
 from llmproxy.dialects.chat_answer import AnsweredCall, AnswerIdentity, ChunkWriter, custom_input, new_call_id
 from llmproxy.dialects.openai_errors import stated_error
-from llmproxy.errors import UpstreamBroken, UpstreamCut
+from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
+from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document
 from llmproxy.providers.cohere.answer import (
     cited,
+    failed,
     finish_reason,
     inner,
     is_failure,
     logprobs,
-    model_failed,
     objects,
     text_of,
     usage_of,
 )
-from llmproxy.sse import SSEDecoder, event_data
-
-_MAX_EVENT_BYTES: Final = 16_777_216
 
 
 class CohereStream:
@@ -35,7 +31,7 @@ class CohereStream:
     """
 
     def __init__(self, identity: AnswerIdentity, custom_tools: frozenset[str]) -> None:
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
+        self._events = ObjectEvents()
         self._writer = ChunkWriter(identity)
         self._custom_tools = custom_tools
         self._calls: dict[int, _Call] = {}
@@ -53,25 +49,22 @@ class CohereStream:
             "message-end": self._end,
         }
 
-    def feed(self, data: bytes) -> Sequence[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """The events so far. Raises UpstreamBroken for garbage, UpstreamRefused for an error in the stream."""
-        return [event for raw in self._events.feed(data) for event in self._translated(raw)]
+        for event in self._events.feed(data):
+            yield from self._translated(event)
 
-    def finish(self) -> Sequence[bytes]:
+    def finish(self) -> Iterator[bytes]:
         """What is left. Raises UpstreamCut when the answer was not complete."""
-        try:
-            events = [event for raw in self._events.finish() for event in self._translated(raw)]
-        except UpstreamBroken as error:
-            raise _cut() from error
+        for event in self._events.finish():
+            yield from self._translated(event)
         if not self._ended:
-            raise _cut()
-        return events
+            raise cut_short()
 
-    def _translated(self, raw: bytes) -> Iterator[bytes]:
-        data = event_data(raw)
-        if data is None or self._ended or data.startswith(b"[DONE]"):
+    def _translated(self, event: ObjectEvent) -> Iterator[bytes]:
+        document = event.document
+        if document is None or self._ended:
             return
-        document = _decoded(data)
         if error := stated_error(document):
             raise error
         if handler := self._handlers.get(text_of(document, "type")):
@@ -136,7 +129,7 @@ class CohereStream:
         delta = inner(event, "delta")
         native, error = delta.get("finish_reason"), text_of(delta, "error")
         if error or is_failure(native):
-            raise model_failed(native, error)
+            raise failed(native, error)
         for call in self._calls.values():
             yield from self._close(call)
         self._ended = True
@@ -162,17 +155,3 @@ def _message(event: Document) -> Document:
 def _index(event: Document) -> int:
     index = event.get("index")
     return index if isinstance(index, int) else 0
-
-
-def _cut() -> UpstreamCut:
-    return UpstreamCut("The provider's stream ended before the answer was complete.")
-
-
-def _decoded(data: bytes) -> Document:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider sent an event that is not valid JSON.") from error
-    if not isinstance(document, dict):
-        raise UpstreamBroken("The provider sent an event that is not a JSON object.")
-    return document

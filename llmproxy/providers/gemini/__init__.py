@@ -9,22 +9,29 @@ from urllib.parse import quote
 
 from llmproxy.config import ProviderConfig
 from llmproxy.dialects.chat_answer import AnswerIdentity
+from llmproxy.dialects.chat_request import custom_tools
+from llmproxy.dialects.embeddings import split_batch
+from llmproxy.dialects.media import image_addresses
 from llmproxy.errors import BadRequest, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target, Usage
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.gemini import errors
 from llmproxy.providers.gemini.answer import translate_answer
-from llmproxy.providers.gemini.content import FILE_API, Issuer
-from llmproxy.providers.gemini.embeddings import batch_body, dimensions_of, texts_of, translate_embeddings
+from llmproxy.providers.gemini.content import FILE_API, Issuer, is_read_by_google
+from llmproxy.providers.gemini.embeddings import MAX_TEXTS, asked_embeddings, batch_body, translate_embeddings
 from llmproxy.providers.gemini.models import load_models
-from llmproxy.providers.gemini.request import custom_tools, generate_body
+from llmproxy.providers.gemini.request import generate_body
 from llmproxy.providers.gemini.stream import GeminiStream, identified
 from llmproxy.providers.headers import RequestHeaders
-from llmproxy.providers.vendor import Omissions, VendorConfig
+from llmproxy.providers.vendor import FetchesImages, Omissions, VendorConfig
 from llmproxy.services import Services, UpstreamRequest
 
 _ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
 _FORWARDED: Final = ("user-agent",)
+
+
+class GeminiConfig(VendorConfig, FetchesImages):
+    """A section for the Gemini API."""
 
 
 class Gemini(Provider):
@@ -35,18 +42,30 @@ class Gemini(Provider):
     """
 
     kind: ClassVar[str] = "gemini"
-    Config: ClassVar[type[ProviderConfig]] = VendorConfig
+    Config: ClassVar[type[ProviderConfig]] = GeminiConfig
     key_variables: ClassVar[tuple[str, ...]] = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
     price_provider: ClassVar[str | None] = "google"
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.CHAT, Operation.EMBEDDINGS})
     issuer: ClassVar[Issuer] = "gemini"
 
-    def __init__(self, name: str, config: VendorConfig, services: Services) -> None:
+    def __init__(self, name: str, config: GeminiConfig, services: Services) -> None:
         super().__init__(name, config, services)
         self._drop_params = config.drop_params
+        self._fetch_images = config.fetch_images
         self._models = load_models()
         fixed = (*_ALWAYS, *self._fixed_headers(), *config.headers.items())
         self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
+
+    def remote_images(self, request: Request) -> Mapping[str, str]:
+        """Those that Google does not read by itself."""
+        if not self._fetch_images or request.operation is not Operation.CHAT:
+            return {}
+        addresses = image_addresses(request.document)
+        return {url: path for url, path in addresses.items() if not is_read_by_google(url, self.issuer)}
+
+    def split(self, request: Request) -> Sequence[Request]:
+        """A large batch of texts in parts."""
+        return split_batch(request, MAX_TEXTS)
 
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in Google's format; what it leaves out is named in `dropped`.
@@ -90,8 +109,8 @@ class Gemini(Provider):
         return ":streamGenerateContent?alt=sse" if request.is_stream else ":generateContent", body
 
     def _embed(self, document: Document, target: Target, omissions: Omissions) -> tuple[str, bytes]:
-        texts = texts_of(document, omissions)
-        return ":batchEmbedContents", batch_body(_resource(target.model), texts, dimensions_of(document))
+        asked = asked_embeddings(document, omissions)
+        return ":batchEmbedContents", batch_body(_resource(target.model), asked)
 
     def _url(self, model: str) -> str:
         base = (self.config.base_url or FILE_API).rstrip("/")

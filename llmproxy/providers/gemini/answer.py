@@ -17,6 +17,7 @@ from llmproxy.dialects.chat_answer import (
     FinishReason,
     encode_choices,
     new_call_id,
+    settled_reason,
 )
 from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document, Usage
@@ -86,7 +87,7 @@ def _answer(candidate: Document, identity: AnswerIdentity, issuer: Issuer, custo
     answer.finish_reason = finish_reason(native, has_calls=bool(answer.tool_calls))
     answer.native_finish_reason = native
     answer.annotations = citations_of(candidate, [_shown(part) for part in parts])
-    answer.extra["logprobs"] = logprobs_of(candidate)
+    answer.logprobs = logprobs_of(candidate)
     return answer
 
 
@@ -119,8 +120,7 @@ def prompt_refusal(document: Document) -> tuple[str, str] | None:
 
 def finish_reason(native: str | None, *, has_calls: bool) -> FinishReason:
     """The finish reason; Google ends a turn that calls functions like any other."""
-    reason = _FINISH_REASONS.get(native or "", "stop")
-    return "tool_calls" if reason == "stop" and has_calls else reason
+    return settled_reason(_FINISH_REASONS.get(native or "", "stop"), has_calls=has_calls)
 
 
 def is_failure(native: str) -> bool:

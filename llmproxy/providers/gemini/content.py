@@ -199,6 +199,14 @@ class Contents:
         return f"This provider reads {known} only; send the content itself as a data URL."
 
 
+def is_read_by_google(address: str, issuer: Issuer) -> bool:
+    """Whether Google's endpoint reads what is at an http address by itself, as far as one can tell.
+
+    Vertex AI reads anything whose type it is told; the Gemini API only what lies with Google.
+    """
+    return _type_of(address) is not None if issuer == "vertex" else address.startswith(_READ_BY_GOOGLE)
+
+
 def _function_response(result: Message, name: str) -> Document:
     return {"functionResponse": {"id": result.tool_call_id, "name": name, "response": {"output": result.text}}}
 

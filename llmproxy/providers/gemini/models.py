@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Final, Literal
+
+from pydantic import PrivateAttr
 
 from llmproxy.config import Section
 from llmproxy.exchange import Document
+
+_REMEMBERED_MODELS: Final = 1024
 
 
 class Rules(Section):
@@ -40,9 +45,17 @@ class Models(Section):
 
     family: tuple[Rules, ...]
     efforts: Mapping[str, Effort]
+    _remembered: Callable[[str], Rules] = PrivateAttr()
 
     def rules(self, model: str) -> Rules:
         """The row for a model, whatever stands before its name; the newest models' row for one that is not known."""
+        return self._remembered(model)
+
+    def model_post_init(self, context: object) -> None:
+        """Remember what was looked up, up to a limit: clients choose what that is."""
+        self._remembered = lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
+
+    def _look_up(self, model: str) -> Rules:
         name = model.rpartition("/")[2]
         return next(row for row in self.family if any(fnmatchcase(name, pattern) for pattern in row.match))
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from llmproxy.dialects.chat_request import ChatRequest, Tool, ToolChoice, read_chat_request, read_tools
+from llmproxy.dialects.chat_request import ChatRequest, Tool, ToolChoice, read_chat_request
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.gemini.content import Contents, Issuer
@@ -45,6 +45,7 @@ def generate_body(document: Document, models: Models, issuer: Issuer, omissions:
     if config := _generation_config(chat, rules, models, omissions, extra):
         body["generationConfig"] = config
     body |= _top_level(document, omissions, extra)
+    _drop_cache_marks(chat, omissions)
     for name, value in document.items():
         # False, null and an empty collection ask for nothing.
         if name not in _TRANSLATED and value:
@@ -52,16 +53,19 @@ def generate_body(document: Document, models: Models, issuer: Issuer, omissions:
     return _encoded(body)
 
 
+def _drop_cache_marks(chat: ChatRequest, omissions: Omissions) -> None:
+    """Google finds out by itself what can be cached."""
+    if any(part.cache_control for message in chat.messages for part in message.parts):
+        omissions.hint("messages.cache_control")
+    if any(tool.cache_control for tool in chat.tools):
+        omissions.hint("tools.cache_control")
+
+
 def _encoded(body: Document) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise BadRequest("The request is nested too deep for this provider; keep it within 200 levels.") from error
-
-
-def custom_tools(document: Document) -> frozenset[str]:
-    """The names of a request's custom tools, whose calls are answered as such."""
-    return frozenset(tool.name for tool in read_tools(document) if tool.is_custom)
 
 
 def _google_extra(document: Document) -> Document:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-import orjson
-
 from llmproxy.dialects.chat_answer import AnsweredCall, AnswerIdentity, ChunkWriter, FinishReason, custom_input
-from llmproxy.errors import UpstreamBroken, UpstreamCut
+from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
+from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document
 from llmproxy.providers.gemini import errors
 from llmproxy.providers.gemini.answer import (
@@ -31,9 +30,7 @@ from llmproxy.providers.gemini.answer import (
 )
 from llmproxy.providers.gemini.citations import citations_of
 from llmproxy.providers.gemini.content import Issuer
-from llmproxy.sse import DONE, SSEDecoder, event_data
 
-_MAX_EVENT_BYTES: Final = 16_777_216
 _MAX_CANDIDATES: Final = 8
 
 
@@ -49,7 +46,7 @@ class GeminiStream:
         self._identity = identity
         self._issuer = issuer
         self._customs = customs
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
+        self._events = ObjectEvents()
         self._candidates: dict[int, _Candidate] = {}
         self._usage: Document = {}
         self._has_begun = False
@@ -61,19 +58,18 @@ class GeminiStream:
 
     def finish(self) -> Sequence[bytes]:
         """What comes last: finish reasons, usage and the end mark. Raises UpstreamCut when the answer is not whole."""
-        chunks = [chunk for event in self._events.finish() if _is_whole(event) for chunk in self._read(event)]
+        chunks = [chunk for event in self._events.finish() for chunk in self._read(event)]
         candidates = list(self._candidates.values())
         if not candidates or not all(candidate.reason for candidate in candidates):
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
+            raise cut_short()
         chunks.extend(candidate.last() for candidate in candidates)
         usage = usage_of(self._usage) if self._usage else None
         return [*chunks, ChunkWriter(self._identity).end(usage)]
 
-    def _read(self, event: bytes) -> Iterator[bytes]:
-        data = event_data(event)
-        if data is None or not data.strip() or data.startswith(DONE[6:12]):
+    def _read(self, event: ObjectEvent) -> Iterator[bytes]:
+        document = event.document
+        if document is None:
             return
-        document = _decoded(data)
         if (error := errors.stated(document)) is not None:
             raise error
         self._begin(document)
@@ -169,24 +165,3 @@ def identified(identity: AnswerIdentity, document: Document) -> AnswerIdentity:
         model if isinstance(model, str) and model else identity.model,
         identity.created,
     )
-
-
-def _decoded(data: bytes) -> Document:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider's stream holds an event that is not valid JSON.") from error
-    if isinstance(document, list) and len(document) == 1:
-        document = document[0]
-    if not isinstance(document, dict):
-        raise UpstreamBroken("The provider's stream holds an event that is not a JSON object.")
-    return document
-
-
-def _is_whole(event: bytes) -> bool:
-    """Whether an event that the end of the stream cut off was complete but for its blank line."""
-    try:
-        orjson.loads(event_data(event) or b"")
-    except orjson.JSONDecodeError:
-        return False
-    return True

@@ -8,7 +8,7 @@ from typing import ClassVar
 import orjson
 
 from llmproxy.config import ProviderConfig
-from llmproxy.dialects.chat_request import read_tools
+from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import as_base64
 from llmproxy.exchange import Document, Operation, Request, Target
 from llmproxy.providers import StreamDecoder
@@ -56,17 +56,13 @@ class Mistral(OpenAI):
         if request.operation is Operation.EMBEDDINGS:
             answered = _encoded_as_asked(request, document)
         else:
-            answered = translated_answer(document, _custom_tools(request))
+            answered = translated_answer(document, custom_tools(request.document))
         return body if answered == document else orjson.dumps(answered)
 
     def stream_decoder(self, request: Request) -> StreamDecoder | None:
         """A decoder for one streamed answer."""
         choices = request.document.get("n")
-        return MistralStream(_custom_tools(request), choices if isinstance(choices, int) else 1)
-
-
-def _custom_tools(request: Request) -> frozenset[str]:
-    return frozenset(tool.name for tool in read_tools(request.document) if tool.is_custom)
+        return MistralStream(custom_tools(request.document), choices if isinstance(choices, int) else 1)
 
 
 def _encoded_as_asked(request: Request, document: Document) -> Document:

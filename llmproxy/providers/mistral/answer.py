@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import orjson
 
-from llmproxy.dialects.chat_answer import custom_input, new_call_id
-from llmproxy.errors import Failure, UpstreamBroken, UpstreamRefused
+from llmproxy.dialects.chat_answer import custom_input, model_failed, new_call_id
+from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document
 
 # Mistral's own words stand beside, as `native_finish_reason`, where they are lost.
@@ -43,17 +43,6 @@ def finish_reasons(native: object, *, has_tools: bool) -> Document:
     if known is None or known == "stop":
         known = "tool_calls" if has_tools else "stop"
     return {"finish_reason": known} if native == known else {"finish_reason": known, "native_finish_reason": native}
-
-
-def model_failed() -> UpstreamRefused:
-    """The error for an answer that ends in `error`."""
-    return UpstreamRefused(
-        "The model failed while it answered; try again.",
-        failure=Failure.BROKEN,
-        upstream_status=200,
-        status=502,
-        code="server_error",
-    )
 
 
 def translated_message(message: Document, custom_tools: frozenset[str]) -> Document:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
-from llmproxy.dialects.chat_answer import custom_input, new_call_id
+from llmproxy.dialects.chat_answer import custom_input, model_failed, new_call_id
 from llmproxy.dialects.openai_errors import stated_error
-from llmproxy.errors import UpstreamBroken, UpstreamCut
+from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
 from llmproxy.exchange import Document
 from llmproxy.providers.mistral.answer import (
     arguments_text,
     finish_reasons,
     given_id,
-    model_failed,
     split_content,
     thinking_text,
 )
-from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data
-
-_MAX_EVENT_BYTES: Final = 16_777_216
+from llmproxy.sse import DONE, encode_event
 
 
 class MistralStream:
@@ -33,7 +30,7 @@ class MistralStream:
     """
 
     def __init__(self, custom_tools: frozenset[str], choices: int) -> None:
-        self._events = SSEDecoder(_MAX_EVENT_BYTES)
+        self._events = ObjectEvents()
         self._custom_tools = custom_tools
         self._expected = choices
         self._choices: dict[int, _Choice] = {}
@@ -41,28 +38,28 @@ class MistralStream:
         self._usage: Document | None = None
         self._ended = False
 
-    def feed(self, data: bytes) -> Sequence[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytes]:
         """The events so far. Raises UpstreamBroken for garbage, UpstreamRefused for an error in the stream."""
-        return [event for raw in self._events.feed(data) for event in self._translated(raw)]
+        for event in self._events.feed(data):
+            yield from self._translated(event)
 
-    def finish(self) -> Sequence[bytes]:
+    def finish(self) -> Iterator[bytes]:
         """What is left. Raises UpstreamCut when the answer was not complete."""
-        events = [event for raw in self._events.finish() if _is_whole(raw) for event in self._translated(raw)]
+        for event in self._events.finish():
+            yield from self._translated(event)
         finished = sum(choice.is_finished for choice in self._choices.values())
         if not self._ended and finished < self._expected:
-            raise UpstreamCut("The provider's stream ended before the answer was complete.")
-        return [*events, *self._end()]
+            raise cut_short()
+        yield from self._end()
 
-    def _translated(self, raw: bytes) -> Sequence[bytes]:
-        data = event_data(raw)
-        if data is None or self._ended:
+    def _translated(self, event: ObjectEvent) -> Sequence[bytes]:
+        if self._ended:
             return ()
-        if data.startswith(b"[DONE]"):
+        if event.document is None:
             return self._end()
-        document = _decoded(data)
-        if error := stated_error(document):
+        if error := stated_error(event.document):
             raise error
-        return self._chunk(raw, document)
+        return self._chunk(event.raw, event.document)
 
     def _chunk(self, raw: bytes, document: Document) -> Sequence[bytes]:
         self._base = {name: value for name, value in document.items() if name not in ("choices", "usage")}
@@ -188,23 +185,3 @@ class _Call:
         self.name = name
         self.is_custom = is_custom
         self.arguments = ""
-
-
-def _decoded(data: bytes) -> Document:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UpstreamBroken("The provider sent an event that is not valid JSON.") from error
-    if not isinstance(document, dict):
-        raise UpstreamBroken("The provider sent an event that is not a JSON object.")
-    return document
-
-
-def _is_whole(raw: bytes) -> bool:
-    """Whether an event that lacks its blank line is otherwise complete."""
-    data = event_data(raw) or b""
-    try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return data.startswith(b"[DONE]")
-    return True

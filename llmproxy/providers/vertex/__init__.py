@@ -17,9 +17,9 @@ from llmproxy.exchange import Document, Operation, Request, Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.access_token import RenewedToken
 from llmproxy.providers.anthropic import ClaudeConfig
-from llmproxy.providers.gemini import Gemini
+from llmproxy.providers.gemini import Gemini, GeminiConfig
 from llmproxy.providers.gemini.content import Issuer
-from llmproxy.providers.gemini.embeddings import dimensions_of, predict_body, texts_of, vertex_batch_body
+from llmproxy.providers.gemini.embeddings import asked_embeddings, predict_body, vertex_batch_body
 from llmproxy.providers.openai import HEADER_WORD
 from llmproxy.providers.vendor import Omissions
 from llmproxy.providers.vertex.claude import PUBLISHER, Claude, is_claude
@@ -31,7 +31,7 @@ _MULTI_REGIONS: Final = frozenset({"eu", "us"})
 _LOCATION: Final = re.compile(r"[a-z0-9-]+")
 
 
-class VertexConfig(ClaudeConfig):
+class VertexConfig(ClaudeConfig, GeminiConfig):
     """A section for Vertex AI."""
 
     project: str | None = Field(
@@ -104,6 +104,10 @@ class Vertex(Gemini):
         """Renew the token no more."""
         await self._token.stop()
 
+    def remote_images(self, request: Request) -> Mapping[str, str]:
+        """Those whose type their address does not tell; Claude's are Anthropic's to fetch."""
+        return {} if is_claude(request.model) else super().remote_images(request)
+
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in the format of the model's maker; what it leaves out is named in `dropped`.
 
@@ -131,10 +135,10 @@ class Vertex(Gemini):
         return super().stream_decoder(request)
 
     def _embed(self, document: Document, target: Target, omissions: Omissions) -> tuple[str, bytes]:
-        texts, dimensions = texts_of(document, omissions), dimensions_of(document)
+        asked = asked_embeddings(document, omissions)
         if "gemini" in target.model:
-            return ":batchEmbedContents", vertex_batch_body(texts, dimensions)
-        return ":predict", predict_body(texts, dimensions)
+            return ":batchEmbedContents", vertex_batch_body(asked)
+        return ":predict", predict_body(asked)
 
     def _url(self, model: str) -> str:
         named, _, name = model.rpartition("/")
