@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
@@ -31,6 +32,8 @@ _STREAM_HEAD: Final = (
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
+# A quarter of the 64 KiB above which asyncio makes a writer wait.
+_SMALL_BYTES: Final = 16_384
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
 _WRONG_ENCODING: Final = "The request body's content encoding is not supported; send gzip or plain JSON."
 _TOO_SLOW: Final = (
@@ -67,8 +70,9 @@ class ClientConnection:
         self._check_head()
         if self.request.headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        has_come = self.request.content.is_eof()
         try:
-            async with asyncio.timeout(self._config.body_seconds):
+            async with contextlib.nullcontext() if has_come else asyncio.timeout(self._config.body_seconds):
                 return await self._read_body()
         except TimeoutError as error:
             raise RequestTimeout(
@@ -81,8 +85,7 @@ class ClientConnection:
         """A whole response, head and body in one write."""
         self._server.streams.discard(self)
         response = await self._prepare(_WholeResponse(status, headers, body))
-        with _mapped_disconnect():
-            await response.write_eof()
+        await self._written(response.write_eof, len(body))
         self.bytes_sent += len(body)
 
     async def refuse(self, error: LLMProxyError) -> None:
@@ -102,13 +105,7 @@ class ClientConnection:
         """Some bytes of the stream, waiting while the client is slow."""
         self.last_write_seconds = asyncio.get_running_loop().time()
         response = await self._stream()
-        try:
-            async with asyncio.timeout(self._config.write_seconds):
-                with _mapped_disconnect():
-                    await response.write(data)
-        except TimeoutError as error:
-            self.abort()
-            raise ClientDisconnected("The client stopped reading its answer.") from error
+        await self._written(partial(response.write, data), len(data))
         self.bytes_sent += len(data)
 
     async def end_stream(self) -> None:
@@ -139,6 +136,18 @@ class ClientConnection:
         kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The request body must be JSON; set 'content-type: application/json'.")
+
+    async def _written(self, write: Callable[[], Awaitable[None]], size_bytes: int) -> None:
+        """Wait until it is written, for as long as the client reads at all."""
+        # What fits into an empty buffer never waits, so the usual event and answer need no timer.
+        fits = size_bytes <= _SMALL_BYTES and not self._transport.get_write_buffer_size()
+        try:
+            async with contextlib.nullcontext() if fits else asyncio.timeout(self._config.write_seconds):
+                with _mapped_disconnect():
+                    await write()
+        except TimeoutError as error:
+            self.abort()
+            raise ClientDisconnected("The client stopped reading its answer.") from error
 
     async def _read_body(self) -> bytes:
         pieces = []

@@ -181,3 +181,13 @@ async def test_whose_account_pays_is_not_told(proxy: StartProxy) -> None:
         headers = (await client.chat("hello")).headers
     assert headers["x-ratelimit-limit-requests"] == "9"
     assert not {"openai-organization", "openai-project"} & set(headers)
+
+
+async def test_a_whole_answer_nobody_reads_is_given_up(proxy: StartProxy) -> None:
+    """A client that has stopped reading does not keep its answer in memory for ever."""
+    config = {"server": {"write_seconds": 0.3}}
+    async with proxy(upstream=[reply("word " * 4_000_000)], config=config) as client, dial(client) as connection:
+        await connection.send(request())
+        await connection.read_head()
+        rows = await client.rows()
+    assert rows.requests[0]["outcome"] == "disconnected"

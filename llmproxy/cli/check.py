@@ -26,6 +26,7 @@ from llmproxy.services import SystemClock
 
 # Advice on our own plugins; a stranger's speak for themselves with `requires` and `after`.
 _BUDGETS: Final = "budgets"
+_FALLBACK: Final = "fallback"
 _CACHE: Final = "caching"
 _BEFORE_CACHE: Final = ("redaction", "rate_limits", _BUDGETS)
 
@@ -59,7 +60,7 @@ def warnings(configuration: Configuration, now: datetime) -> Iterator[str]:
     """What is allowed and may still hurt: one sentence each, with what to do about it."""
     yield from _fallback_warnings(configuration)
     if _BUDGETS not in configuration.config.plugins:
-        yield f"plugins: nothing limits what is spent; enable '{_BUDGETS}'."
+        yield f"plugins: nothing limits what is spent; {_remedy(_BUDGETS)}."
     yield from _order_warnings(tuple(configuration.config.plugins))
     yield from _provider_warnings(configuration)
     yield from _price_warnings(configuration, now)
@@ -79,10 +80,14 @@ def _report(settings: Settings, mistakes: tuple[str, ...], found: tuple[str, ...
 
 def _fallback_warnings(configuration: Configuration) -> Iterator[str]:
     if "on_error" not in configuration.plugins.hooks.callers:
-        yield "plugins: no plugin tries again when a provider fails; enable 'fallback'."
+        yield f"plugins: no plugin tries again when a provider fails; {_remedy(_FALLBACK)}."
     for alias, model in configuration.config.models.items():
         if not model.fallbacks:
             yield f"models.{alias}: it has no fallbacks, so that its requests fail when its target does."
+
+
+def _remedy(plugin: str) -> str:
+    return f"enable '{plugin}'" if plugin in installed() else f"install and enable one, such as '{plugin}'"
 
 
 def _order_warnings(names: tuple[str, ...]) -> Iterator[str]:
