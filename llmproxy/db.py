@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -102,7 +103,7 @@ class PostgresConnection:
         return None if row is None else dict(row)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Subscription:
     channel: str
     on_notify: Callable[[str], None]
@@ -127,6 +128,11 @@ class _Listener:
         self._subscriptions.append(subscription)
         self._changed.set()
 
+    def remove(self, subscription: _Subscription) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+            self._changed.set()
+
     async def run(self) -> None:
         pause_seconds = FIRST_PAUSE_SECONDS
         while True:
@@ -141,18 +147,25 @@ class _Listener:
 
     async def _serve(self, connection: AnyConnection) -> None:
         connection.add_termination_listener(lambda _: self._changed.set())
-        served = 0
+        served: list[_Subscription] = []
         try:
             with storage_errors():
                 while True:
                     self._changed.clear()
-                    fresh, served = self._subscriptions[served:], len(self._subscriptions)
-                    for subscription in fresh:
-                        await connection.add_listener(subscription.channel, subscription.notified)
-                        self._report_gap(subscription)
+                    await self._catch_up(connection, served)
                     await self._wait(connection)
         finally:
             connection.terminate()
+
+    async def _catch_up(self, connection: AnyConnection, served: list[_Subscription]) -> None:
+        wanted = list(self._subscriptions)
+        for subscription in [each for each in served if each not in wanted]:
+            await connection.remove_listener(subscription.channel, subscription.notified)
+            served.remove(subscription)
+        for subscription in [each for each in wanted if each not in served]:
+            await connection.add_listener(subscription.channel, subscription.notified)
+            served.append(subscription)
+            self._report_gap(subscription)
 
     def _report_gap(self, subscription: _Subscription) -> None:
         try:
@@ -276,15 +289,17 @@ class Postgres:
         async with self._acquired() as connection:
             return await PostgresConnection(connection).fetch_row(query, *args)
 
-    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> None:
-        """Call `on_notify(payload)` for each NOTIFY on the channel, for as long as the pool is open.
+    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_notify(payload)` for each NOTIFY on the channel, until what is returned is called.
 
         `on_gap` is called whenever notifications may have been missed: when listening starts, and after each
         reconnection.
         """
-        self._listener.add(_Subscription(channel, on_notify, on_gap))
+        subscription = _Subscription(channel, on_notify, on_gap)
+        self._listener.add(subscription)
         if self._listening is None:
             self._listening = self._tasks.start("database listener", self._listener.run())
+        return partial(self._listener.remove, subscription)
 
 
 def _reason(error: StorageError) -> str:

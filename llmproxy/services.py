@@ -70,8 +70,10 @@ class Database(Connection, Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
         """Several statements, all or nothing. Raises StorageError."""
 
-    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> None:
-        """Call `on_notify(payload)` for each NOTIFY on the channel, for as long as the pool is open.
+    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> Callable[[], None]:
+        """Call `on_notify(payload)` for each NOTIFY on the channel, until what is returned is called.
+
+        A plugin calls that in its `shutdown`, for the database outlives it when the configuration is reloaded.
 
         `on_gap` is called when notifications may have been missed (the connection was lost and is back) and
         once when listening starts, so what was cached must be read again.

@@ -175,6 +175,24 @@ async def test_a_listener_that_fails_leaves_the_others(database: Postgres) -> No
     await wait_until(lambda: heard == ["gap", "still here"])
 
 
+async def test_who_stops_listening_hears_no_more(database: Postgres) -> None:
+    """Others on the same channel do: a plugin that a reload has replaced must not be called for ever."""
+    heard: list[str] = []
+    stop = database.listen("news", lambda payload: heard.append(f"old {payload}"), lambda: heard.append("old gap"))
+    database.listen("news", lambda payload: heard.append(f"new {payload}"), lambda: heard.append("new gap"))
+    await wait_until(lambda: len(heard) == 2)
+    stop()
+    stop()
+    async with asyncio.timeout(10):
+        while heard != ["new end"]:
+            heard.clear()
+            await database.execute("NOTIFY news, 'end'")
+            await wait_until(lambda: "new end" in heard)
+    await database.execute("NOTIFY news, 'again'")
+    await wait_until(lambda: "new again" in heard)
+    assert heard == ["new end", "new again"]
+
+
 async def test_a_lost_server_comes_back(embedded: EmbeddedPostgres) -> None:
     """While the server is gone calls fail at once; afterwards they work again and listeners hear of the gap."""
     postgres = make_postgres(embedded.start())
