@@ -87,7 +87,7 @@ class Timeouts(Section):
     first_byte_seconds: Seconds = Field(default=300, description="How long the provider may take to begin its answer.")
     idle_seconds: Seconds = Field(default=120, description="Longest silence inside an answer.")
     total_seconds: Seconds | None = Field(
-        default=1800, description="Longest time for the whole attempt; null: no limit."
+        default=None, description="Longest time for the whole attempt; null: no limit."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import orjson
 
@@ -21,8 +21,7 @@ from llmproxy.sse import DONE, encode_event
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerIdentity:
+class AnswerIdentity(NamedTuple):
     """What every chunk of an answer repeats. `created` is in Unix seconds."""
 
     id: str
@@ -112,7 +111,7 @@ def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
     }
     if first.usage is not None:
         completion["usage"] = usage_document(first.usage)
-    return orjson.dumps(completion | first.extra)
+    return orjson.dumps({**completion, **first.extra})
 
 
 class ChunkWriter:

@@ -6,8 +6,8 @@ All the forms a client may send (content as text, as parts, as null; legacy func
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
@@ -34,8 +34,7 @@ CUSTOM_TOOL_SCHEMA: Final = {
 _EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One piece of content: text, or media (an image, a sound, a file).
 
     `cache_control` is a prompt-cache mark as the client set it, None when it set none. `path` is where the part
@@ -48,8 +47,7 @@ class Part:
     cache_control: Document | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(NamedTuple):
     """A call the model made earlier. `arguments` is an object; what was no JSON object is wrapped in one.
 
     `json` is the same as text: the client's own bytes where they were an object, so that no number changes.
@@ -60,11 +58,10 @@ class ToolCall:
     arguments: Document
     json: str
     # What vendors attach to calls and want back, such as thought signatures.
-    extra_content: Document = field(default_factory=dict)
+    extra_content: Document
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message.
 
     `thinking` holds `thinking_blocks` as a client got them and sends them back; `reasoning` is the plain text.
@@ -72,22 +69,21 @@ class Message:
     """
 
     role: Role
-    parts: tuple[Part, ...] = ()
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
-    name: str | None = None
-    reasoning: str | None = None
-    thinking: tuple[Document, ...] = ()
-    extra_content: Document = field(default_factory=dict)
+    parts: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...]
+    tool_call_id: str | None
+    name: str | None
+    reasoning: str | None
+    thinking: tuple[Document, ...]
+    extra_content: Document
 
     @property
     def text(self) -> str:
         """All text of the message, joined with nothing between."""
-        return "".join(part.text for part in self.parts if part.text is not None)
+        return "".join([part.text for part in self.parts if part.text is not None])
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(NamedTuple):
     """A function the model may call; a custom tool comes out as a function with one text argument."""
 
     name: str
@@ -117,8 +113,7 @@ class ResponseFormat:
     strict: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(NamedTuple):
     """The request. Scalars that need no taking apart stay in `document`."""
 
     document: Document
@@ -153,7 +148,7 @@ class ChatRequest:
         value = self.document.get(name)
         if value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise BadRequest(f"'{name}' must be a number.", param=name)
         return value
 
@@ -165,7 +160,7 @@ def read_chat_request(document: Document) -> ChatRequest:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     return ChatRequest(
         document,
-        tuple(_message(message, f"messages[{number}]") for number, message in enumerate(with_tool_calls(messages))),
+        tuple([_message(message, f"messages[{number}]") for number, message in enumerate(with_tool_calls(messages))]),
         read_tools(document),
         read_tool_choice(document),
         read_response_format(document),
@@ -204,8 +199,8 @@ def _message(message: object, path: str) -> Message:
     extra = message.get("extra_content")
     return Message(
         role,
-        tuple(_parts(message, path)),
-        tuple(_tool_calls(message, path)),
+        _parts(message, path),
+        _tool_calls(message, path),
         _tool_call_id(message, path) if role == "tool" else None,
         _optional_text(message, "name", path),
         reasoning if isinstance(reasoning, str) else None,
@@ -214,19 +209,24 @@ def _message(message: object, path: str) -> Message:
     )
 
 
-def _parts(message: Document, path: str) -> Iterator[Part]:
-    content = message.get("content")
+def _parts(message: Document, path: str) -> tuple[Part, ...]:
+    content, refusal = message.get("content"), message.get("refusal")
+    parts: tuple[Part, ...] = ()
     if isinstance(content, str):
-        yield Part(content, f"{path}.content", cache_control=_mark(message))
+        parts = (Part(content, f"{path}.content", None, _mark(message)),)
     elif isinstance(content, list):
-        parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
-        if parts and parts[-1].cache_control is None:
-            parts[-1] = replace(parts[-1], cache_control=_mark(message))
-        yield from parts
+        parts = _listed_parts(content, message, path)
     elif content is not None:
         raise BadRequest(f"'{path}.content' must be text or a list of parts.", param=f"{path}.content")
-    if isinstance(message.get("refusal"), str):
-        yield Part(message["refusal"], f"{path}.refusal")
+    return (*parts, Part(refusal, f"{path}.refusal")) if isinstance(refusal, str) else parts
+
+
+def _listed_parts(content: Sequence[object], message: Document, path: str) -> tuple[Part, ...]:
+    parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
+    # A mark on the message is one on its end.
+    if parts and parts[-1].cache_control is None:
+        parts[-1] = parts[-1]._replace(cache_control=_mark(message))
+    return tuple(parts)
 
 
 def _part(part: object, path: str) -> Part:
@@ -248,10 +248,11 @@ def _mark(holder: Document) -> Document | None:
     return {"type": "ephemeral"} if isinstance(holder.get("prompt_cache_breakpoint"), dict) else None
 
 
-def _tool_calls(message: Document, path: str) -> Iterator[ToolCall]:
+def _tool_calls(message: Document, path: str) -> tuple[ToolCall, ...]:
     calls = message.get("tool_calls")
-    for number, call in enumerate(calls if isinstance(calls, list) else []):
-        yield _tool_call(call, f"{path}.tool_calls[{number}]")
+    if not isinstance(calls, list):
+        return ()
+    return tuple([_tool_call(call, f"{path}.tool_calls[{number}]") for number, call in enumerate(calls)])
 
 
 def _tool_call(call: object, path: str) -> ToolCall:
@@ -309,25 +310,22 @@ def _optional_text(holder: Document, name: str, path: str) -> str | None:
 
 def read_tools(document: Document) -> tuple[Tool, ...]:
     """The tools of a request, legacy functions among them. Raises BadRequest."""
-    return tuple(_tools(document))
+    tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(_listed(document, "tools"))]
+    for number, function in enumerate(_listed(document, "functions")):
+        tools.append(_tool({"type": "function", "function": function}, f"functions[{number}]"))
+    return tuple(tools)
 
 
 def custom_tools(document: Document) -> frozenset[str]:
     """The names of a request's custom tools, whose calls are answered as such. Raises BadRequest."""
-    return frozenset(tool.name for tool in read_tools(document) if tool.is_custom)
+    return frozenset([tool.name for tool in read_tools(document) if tool.is_custom])
 
 
-def _tools(document: Document) -> Iterator[Tool]:
-    tools = document.get("tools") or []
-    if not isinstance(tools, list):
-        raise BadRequest("'tools' must be a list.", param="tools")
-    for number, tool in enumerate(tools):
-        yield _tool(tool, f"tools[{number}]")
-    functions = document.get("functions") or []
-    if not isinstance(functions, list):
-        raise BadRequest("'functions' must be a list.", param="functions")
-    for number, function in enumerate(functions):
-        yield _tool({"type": "function", "function": function}, f"functions[{number}]")
+def _listed(document: Document, name: str) -> Sequence[object]:
+    listed = document.get(name) or []
+    if not isinstance(listed, list):
+        raise BadRequest(f"'{name}' must be a list.", param=name)
+    return listed
 
 
 def _tool(tool: object, path: str) -> Tool:

@@ -91,7 +91,9 @@ def token_count(holder: Mapping[str, Any], *names: str) -> int | None:
     """The first of these members that is a believable number of tokens."""
     for name in names:
         value = holder.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if 0 <= value <= _MAX_TOKENS and value == int(value):
             return int(value)

@@ -109,6 +109,9 @@ class OpenAI(Provider):
         Raises BadRequest for what the vendor does not have, UpstreamError when there is no key.
         """
         self.refuse_unserved(request)
+        if not request.is_stream:
+            # Beside a whole answer they are an error.
+            request.remove("stream_options")
         if (bridge := self._bridge_for(request)) is None:
             return self.post(request, headers, request.encode())
         native = bridge.request(request.document, self.price_model(request.model))

@@ -6,7 +6,7 @@ Each part of the request is touched only when something in it must change, so th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Operation, Request
@@ -14,6 +14,8 @@ from llmproxy.providers.vendors import Vendor
 
 # JSON as the client sent it: its values can be anything.
 JSONObject = dict[str, Any]
+# What other vendors' models signed and only they can read: clients send it back whoever serves the next turn.
+_SIGNED_ELSEWHERE: Final = ("thinking_blocks",)
 
 
 def adapt(request: Request, vendor: Vendor) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def _clean_messages(request: Request, vendor: Vendor) -> Iterable[str]:
 def _message(message: JSONObject, vendor: Vendor, dropped: dict[str, None]) -> JSONObject:
     if message.get("role") == "developer" and not vendor.developer_role:
         message = {**message, "role": "system"}
-    message = _without(message, vendor.dropped_message_fields, "messages", dropped)
+    message = _without(message, (*vendor.dropped_message_fields, *_SIGNED_ELSEWHERE), "messages", dropped)
     return message if vendor.cache_control else _without_cache_marks(message, dropped)
 
 

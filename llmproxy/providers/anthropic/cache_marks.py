@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llmproxy.exchange import Document
@@ -15,7 +15,7 @@ def limit_marks(body: Document) -> None:
 
     Of too many, the first stays, which conversations share, and the last ones, which this conversation goes on from.
     """
-    marked = [block for block in _blocks(body) if "cache_control" in block]
+    marked = [block for blocks in _sections(body) for block in blocks if "cache_control" in block]
     room = _MAX_MARKS - ("cache_control" in body)
     for block in marked[1 : max(len(marked) - room + 1, 1)]:
         del block["cache_control"]
@@ -25,9 +25,9 @@ def limit_marks(body: Document) -> None:
         block["cache_control"] = {"type": "ephemeral", **({"ttl": "1h"} if lasts_an_hour else {})}
 
 
-def _blocks(body: Document) -> Iterator[Document]:
+def _sections(body: Document) -> Iterator[Sequence[Document]]:
     """Everything that can carry a mark, in the order of the prompt."""
-    yield from body.get("tools", ())
-    yield from body.get("system", ())
+    yield body.get("tools", ())
+    yield body.get("system", ())
     for turn in body["messages"]:
-        yield from turn["content"]
+        yield turn["content"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Final
 
 import orjson
@@ -30,9 +29,10 @@ _THINKING_MEMBERS: Final[Mapping[str, frozenset[str]]] = {
 
 def conversation(chat: ChatRequest, rules: ModelRules, omissions: Omissions) -> tuple[list[Document], list[Document]]:
     """The system blocks and the turns of a request. Raises BadRequest when the model cannot take one of them."""
-    leading = list(takewhile(lambda message: message.role == "system", chat.messages))
-    system = [block for message in leading for block in _text_blocks(message.parts)]
-    turns = _merged(_turns(chat.messages[len(leading) :], rules, omissions))
+    messages = chat.messages
+    leading = next((number for number, message in enumerate(messages) if message.role != "system"), len(messages))
+    system = [block for message in messages[:leading] for block in _text_blocks(message.parts)]
+    turns = _merged(_turns(messages[leading:], rules, omissions))
     if not turns:
         # A lone instruction is what there is to answer.
         system, turns = [], [{"role": "user", "content": system}] if system else []
@@ -98,7 +98,8 @@ def _merged(turns: Iterator[tuple[str, list[Document]]]) -> list[Document]:
         else:
             merged.append({"role": role, "content": blocks})
     for turn in merged:
-        turn["content"].sort(key=lambda block: block["type"] != "tool_result" and turn["role"] == "user")
+        if turn["role"] == "user" and len(turn["content"]) > 1:
+            turn["content"].sort(key=lambda block: block["type"] != "tool_result")
     return merged
 
 
@@ -169,7 +170,7 @@ def _blocks(parts: Sequence[Part], omissions: Omissions) -> list[Document]:
     blocks = []
     for part in parts:
         if part.media is None:
-            blocks += _text_blocks([part])
+            blocks += _text_blocks((part,))
         elif (block := _media_block(part.media)) is not None:
             blocks.append(_marked(block, part))
         else:

@@ -55,5 +55,7 @@ class MessagesFormat:
 
 def merged_betas(header: str | None, configured: Sequence[str]) -> tuple[str, ...]:
     """The beta features to ask for: the client's `anthropic-beta` header, then the operator's, each once."""
+    if not header and not configured:
+        return ()
     asked = [name.strip() for name in (header or "").split(",")]
     return tuple(dict.fromkeys(name for name in (*asked, *configured) if name))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -34,8 +33,7 @@ _MEANINGFUL: Final = ("audio", "logprobs", "top_logprobs")
 _SERVICE_TIERS: Final[Mapping[str, str]] = {"auto": "auto", "default": "standard_only", "priority": "auto"}
 
 
-@dataclass(frozen=True, slots=True)
-class NativeRequest:
+class NativeRequest(NamedTuple):
     """A request in the Messages format, but for what hosts put in different places: the model's name, `stream`.
 
     Attributes:
@@ -79,7 +77,7 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
         "thinking": reach.thinking,
         "output_config": output_config,
         **reach.sampling,
-        **dict(_others(chat, omissions)),
+        **_others(chat, omissions),
     }
     body = {name: value for name, value in members.items() if value not in (None, [], {})}
     limit_marks(body)
@@ -87,23 +85,24 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
     return NativeRequest(body, rules.version, reach.max_tokens > rules.whole_max_tokens, omissions.names)
 
 
-def _others(chat: ChatRequest, omissions: Omissions) -> Iterator[tuple[str, object]]:
-    document = chat.document
-    stop = [sequence for sequence in chat.stop if sequence.strip()]
-    if len(stop) < len(chat.stop):
+def _others(chat: ChatRequest, omissions: Omissions) -> Document:
+    document, given = chat.document, chat.stop
+    stop = [sequence for sequence in given if sequence.strip()]
+    if len(stop) < len(given):
         # White space alone is refused.
         omissions.hint("stop")
-    yield "stop_sequences", stop
+    others: Document = {"stop_sequences": stop}
     user = document.get("safety_identifier") or document.get("user")
     if isinstance(user, str) and user:
         # The vendor asks for an identifier that tells nothing of the person.
-        yield "metadata", {"user_id": hashlib.sha256(user.encode()).hexdigest()}
+        others["metadata"] = {"user_id": hashlib.sha256(user.encode()).hexdigest()}
     tier = document.get("service_tier")
     if isinstance(tier, str) and tier in _SERVICE_TIERS:
-        yield "service_tier", _SERVICE_TIERS[tier]
+        others["service_tier"] = _SERVICE_TIERS[tier]
     elif tier is not None:
         omissions.hint("service_tier")
-    yield from ((name, document[name]) for name in _NATIVE if name in document)
+    others |= {name: document[name] for name in _NATIVE if name in document}
+    return others
 
 
 def _leave_out_the_rest(document: Document, omissions: Omissions) -> None:

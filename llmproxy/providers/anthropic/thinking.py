@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
@@ -36,8 +36,7 @@ _LEVELS: Final[Mapping[ReasoningEffort, tuple[Effort, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
+class Depth(NamedTuple):
     """How far the model may go, as members of a request.
 
     Attributes:
@@ -48,9 +47,9 @@ class Depth:
     """
 
     max_tokens: int
-    thinking: Document | None = None
-    effort: Effort | None = None
-    sampling: Document = field(default_factory=dict)
+    thinking: Document | None
+    effort: Effort | None
+    sampling: Document
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.dialects.chat_request import (
     ChatRequest,
@@ -26,8 +25,7 @@ _ANSWER_DESCRIPTION: Final = "Give the final answer as the arguments of this too
 _SEARCHES: Final = {"low": 1, "medium": 5, "high": 10}
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerPlan:
+class AnswerPlan(NamedTuple):
     """What the answer to a request holds that must be turned back.
 
     Attributes:
@@ -39,8 +37,7 @@ class AnswerPlan:
     custom_tools: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class ToolPlan:
+class ToolPlan(NamedTuple):
     """The members of a request that have to do with tools.
 
     Attributes:
@@ -58,7 +55,7 @@ def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
     tools = read_tools(document)
     answer_tool = _answer_tool(tools, read_tool_choice(document), read_response_format(document), rules)
-    return AnswerPlan(answer_tool, frozenset(tool.name for tool in tools if tool.is_custom))
+    return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
 
 
 def tool_plan(chat: ChatRequest, rules: ModelRules, omissions: Omissions) -> ToolPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import ClassVar, Final
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from llmproxy.providers.vendor import Omissions
 from llmproxy.services import Services, UpstreamRequest
 
 _ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
+_REMEMBERED_MODELS: Final = 1024
 _STREAM_TYPE: Final = "application/vnd.amazon.eventstream"
 # Where partitions of AWS other than the public one have their endpoints, by how their regions begin.
 _DOMAINS: Final[Mapping[str, str]] = {
@@ -54,11 +56,14 @@ class Bedrock(Provider):
     def __init__(self, name: str, config: BedrockConfig, services: Services) -> None:
         super().__init__(name, config, services)
         self._section = config
+        self._limits = config.limits
         self._root = (config.base_url or _address(config.region)).rstrip("/") + "/model/"
         self._headers = RequestHeaders(
             (*_ALWAYS, *config.headers.items()), ("user-agent", *config.forward_headers), stream_type=_STREAM_TYPE
         )
         self._rule_book = RuleBook.load()
+        # Clients choose what is quoted, so what is remembered has a limit.
+        self._quoted = lru_cache(maxsize=_REMEMBERED_MODELS)(partial(quote, safe=""))
         self._authentication = _authentication(name, config, services)
 
     async def startup(self) -> None:
@@ -129,7 +134,7 @@ class Bedrock(Provider):
         action = "invoke"
         if request.operation is Operation.CHAT:
             action = "converse-stream" if request.is_stream else "converse"
-        return f"{self._root}{quote(model, safe='')}/{action}"
+        return f"{self._root}{self._quoted(model)}/{action}"
 
     def _body(self, request: Request, model: str, headers: Mapping[str, str], omissions: Omissions) -> bytes:
         base_model = self._base_model(model)
@@ -138,7 +143,7 @@ class Bedrock(Provider):
             return embedding_body(asked, request.document, family_of(base_model), omissions)
         betas = merged_betas(headers.get("anthropic-beta"), self._section.betas)
         rules = self._rule_book.rules(base_model)
-        return converse_body(request.document, rules, omissions, limits=self._section.limits, betas=betas)
+        return converse_body(request.document, rules, omissions, limits=self._limits, betas=betas)
 
     def _base_model(self, model: str) -> str:
         return self._section.base_models.get(model, model)

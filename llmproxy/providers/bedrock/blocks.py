@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from llmproxy.dialects.chat_request import Part
@@ -47,16 +47,21 @@ class BlockWriter:
         self._omissions = omissions
         self._names: set[str] = set()
 
-    def blocks(self, parts: Iterable[Part]) -> Iterator[tuple[Document, ...]]:
+    def blocks(self, parts: Iterable[Part]) -> list[tuple[Document, ...]]:
         """Each part as a block, with the cache point behind it; blank texts, which are refused, are left out.
 
         Raises BadRequest for media that Bedrock cannot be sent.
         """
+        blocks: list[tuple[Document, ...]] = []
         for part in parts:
             if part.media is not None:
-                yield (self._media(part, part.media), *self.cache_point("messages", part.cache_control))
+                block = self._media(part, part.media)
             elif part.text and not part.text.isspace():
-                yield ({"text": part.text}, *self.cache_point("messages", part.cache_control))
+                block = {"text": part.text}
+            else:
+                continue
+            blocks.append((block, *self.cache_point("messages", part.cache_control)))
+        return blocks
 
     def cache_point(self, section: str, mark: Document | None) -> tuple[Document, ...]:
         """A cache point, where there is a mark and the model takes one."""

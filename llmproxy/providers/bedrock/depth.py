@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
@@ -20,13 +19,12 @@ _THREE_EFFORTS: Final = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Depth:
+class Depth(NamedTuple):
     """`max_tokens`, when it has to be said, sampling under the client's names, and what only this model has."""
 
     max_tokens: int | None
     sampling: Document
-    own_fields: Document = field(default_factory=dict)
+    own_fields: Document
 
 
 def depth(chat: ChatRequest, rules: ModelRules, limits: Limits, omissions: Omissions, *, forces_call: bool) -> Depth:

@@ -40,9 +40,11 @@ class _Turn:
 
     def document(self) -> Document:
         # Results of tools must come before anything else a user says.
-        units = sorted(self.units, key=lambda unit: "toolResult" not in unit[0])
-        blocks = [block for unit in units for block in unit]
-        if any("document" in block for block in blocks) and not any("text" in block for block in blocks):
+        if len(self.units) > 1:
+            self.units.sort(key=lambda unit: "toolResult" not in unit[0])
+        blocks = [block for unit in self.units for block in unit]
+        members: set[str] = set().union(*blocks)
+        if "document" in members and "text" not in members:
             blocks.append({"text": FILLER})
         return {"role": self.role, "content": blocks}
 
@@ -104,24 +106,23 @@ class MessageWriter:
             return "system"
         return "assistant" if message.role == "assistant" else "user"
 
-    def _add(self, role: Literal["user", "assistant", "system"], units: Iterable[_Unit]) -> None:
-        added = list(units)
-        if not added:
+    def _add(self, role: Literal["user", "assistant", "system"], units: list[_Unit]) -> None:
+        if not units:
             return
-        if not self._turns or self._turns[-1].role != role:
-            self._turns.append(_Turn(role))
-        self._turns[-1].units += added
+        if self._turns and self._turns[-1].role == role:
+            self._turns[-1].units += units
+        else:
+            self._turns.append(_Turn(role, units))
 
-    def _units(self, message: Message) -> Iterator[_Unit]:
+    def _units(self, message: Message) -> list[_Unit]:
         if message.role == "tool":
-            yield from self._result(message)
-            return
+            return self._result(message)
         if message.name is not None:
             self._omissions.hint("messages.name")
-        said: list[_Unit] = [*self._writer.blocks(message.parts), *((self._call(call),) for call in message.tool_calls)]
+        said: list[_Unit] = self._writer.blocks(message.parts)
+        said += [(self._call(call),) for call in message.tool_calls]
         # Thoughts are nothing without what they led to.
-        yield from self._thoughts(message.thinking) if said else ()
-        yield from said
+        return [*self._thoughts(message.thinking), *said] if said and message.thinking else said
 
     def _thoughts(self, blocks: Iterable[Document]) -> Iterator[_Unit]:
         """Signed thoughts as they came; others, which no signature proves to be Claude's, would be refused."""
@@ -140,15 +141,13 @@ class MessageWriter:
         # A fragment keeps numbers as they were written.
         return {"toolUse": {"toolUseId": tool_id(call.id), "name": call.name, "input": orjson.Fragment(call.json)}}
 
-    def _result(self, message: Message) -> Iterator[_Unit]:
-        units = list(self._writer.blocks(message.parts))
+    def _result(self, message: Message) -> list[_Unit]:
+        units = self._writer.blocks(message.parts)
         if not self._has_tools:
-            yield ({"text": "(Result of the call:)"},)
-            yield from units
-            return
+            return [({"text": "(Result of the call:)"},), *units]
         content = [unit[0] for unit in units] or [{"text": _NO_OUTPUT}]
         points = tuple(point for unit in units for point in unit[1:])[-1:]
-        yield ({"toolResult": {"toolUseId": tool_id(message.tool_call_id or ""), "content": content}}, *points)
+        return [({"toolResult": {"toolUseId": tool_id(message.tool_call_id or ""), "content": content}}, *points)]
 
 
 def tool_id(client_id: str) -> str:

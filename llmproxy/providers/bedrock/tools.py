@@ -54,7 +54,7 @@ def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
     tools = read_tools(document)
     answer_tool = _answer_tool(tools, read_tool_choice(document), read_response_format(document), rules)
-    return AnswerPlan(answer_tool, frozenset(tool.name for tool in tools if tool.is_custom))
+    return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
 
 
 def tool_plan(chat: ChatRequest, rules: ModelRules, writer: BlockWriter, omissions: Omissions) -> ToolPlan:

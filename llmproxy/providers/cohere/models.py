@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from importlib import resources
+from typing import Final
 
 from llmproxy.config import Section
+
+_REMEMBERED_MODELS: Final = 1024
 
 
 class ModelRules(Section):
@@ -28,8 +32,13 @@ class Models(Section):
     model: tuple[ModelRules, ...]
     budgets: Mapping[str, int]
 
-    def rules(self, model: str) -> ModelRules:
+    @cached_property
+    def rules(self) -> Callable[[str], ModelRules]:
         """The row for a model."""
+        # Clients choose what is looked up, so what is remembered has a limit.
+        return lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
+
+    def _look_up(self, model: str) -> ModelRules:
         rows = (row for row in self.model if any(fnmatchcase(model, pattern) for pattern in row.match))
         return next(rows, ModelRules())
 

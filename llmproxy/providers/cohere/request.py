@@ -72,8 +72,8 @@ def _omit(document: Document, omissions: Omissions) -> None:
 
 
 def _scalars(chat: ChatRequest, omissions: Omissions) -> Iterator[tuple[str, object]]:
-    if chat.max_tokens is not None:
-        yield "max_tokens", chat.max_tokens
+    if (limit := chat.max_tokens) is not None:
+        yield "max_tokens", limit
     if stop := chat.stop:
         if len(stop) > _MAX_STOPS:
             omissions.meaning("stop", f"This model takes at most {_MAX_STOPS} stop sequences.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import ClassVar, Final
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from llmproxy.providers.vendor import FetchesImages, Omissions, VendorConfig
 from llmproxy.services import Services, UpstreamRequest
 
 _ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
+_REMEMBERED_MODELS: Final = 1024
 _FORWARDED: Final = ("user-agent",)
 
 
@@ -51,6 +53,8 @@ class Gemini(Provider):
     def __init__(self, name: str, config: GeminiConfig, services: Services) -> None:
         super().__init__(name, config, services)
         self._drop_params = config.drop_params
+        # Clients choose what is quoted, so what is remembered has a limit.
+        self._quoted = lru_cache(maxsize=_REMEMBERED_MODELS)(partial(quote, safe=""))
         self._fetch_images = config.fetch_images
         self._models = load_models()
         fixed = (*_ALWAYS, *self._fixed_headers(), *config.headers.items())
@@ -115,7 +119,7 @@ class Gemini(Provider):
     def _url(self, model: str) -> str:
         base = (self.config.base_url or FILE_API).rstrip("/")
         collection, _, name = _resource(model).partition("/")
-        return f"{base}/{collection}/{quote(name, safe='')}"
+        return f"{base}/{collection}/{self._quoted(name)}"
 
     def _fixed_headers(self) -> Sequence[tuple[str, str]]:
         key = self.config.api_key

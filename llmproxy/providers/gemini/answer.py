@@ -5,7 +5,7 @@ The values are whatever the provider sent, so every member is looked at before i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -242,11 +242,8 @@ def usage_of(metadata: Document) -> Usage:
 
 
 def _audio(metadata: Document, name: str) -> int:
-    return sum(_count(entry, "tokenCount") for entry in _audio_entries(metadata.get(name)))
-
-
-def _audio_entries(value: object) -> Iterator[Document]:
-    return (entry for entry in objects(value) if entry.get("modality") == "AUDIO")
+    entries = objects(metadata.get(name))
+    return sum([_count(entry, "tokenCount") for entry in entries if entry.get("modality") == "AUDIO"])
 
 
 def _count(holder: Document, name: str) -> int:

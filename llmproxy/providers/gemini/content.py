@@ -143,6 +143,8 @@ class Contents:
 
     def _add_results(self, results: Sequence[Message]) -> None:
         """Results in the order of their calls, which is how calls without ids are told apart; media after them."""
+        if not results:
+            return
         found = [(self._call(result), result) for result in results]
         found.sort(key=lambda pair: pair[0][0])
         self._add("user", [_function_response(result, name) for (_, name), result in found])

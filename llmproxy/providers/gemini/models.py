@@ -5,11 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Final, Literal
-
-from pydantic import PrivateAttr
 
 from llmproxy.config import Section
 from llmproxy.exchange import Document
@@ -45,15 +43,12 @@ class Models(Section):
 
     family: tuple[Rules, ...]
     efforts: Mapping[str, Effort]
-    _remembered: Callable[[str], Rules] = PrivateAttr()
 
-    def rules(self, model: str) -> Rules:
+    @cached_property
+    def rules(self) -> Callable[[str], Rules]:
         """The row for a model, whatever stands before its name; the newest models' row for one that is not known."""
-        return self._remembered(model)
-
-    def model_post_init(self, context: object) -> None:
-        """Remember what was looked up, up to a limit: clients choose what that is."""
-        self._remembered = lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
+        # Clients choose what is looked up, so what is remembered has a limit.
+        return lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
 
     def _look_up(self, model: str) -> Rules:
         name = model.rpartition("/")[2]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from importlib import resources
+from typing import Final
 
 from llmproxy.config import Section
+
+_REMEMBERED_MODELS: Final = 1024
 
 
 class ModelRules(Section):
@@ -29,9 +33,14 @@ class ModelTable:
 
     def __init__(self, rows: Sequence[ModelRules]) -> None:
         self._rows = rows
+        # Clients choose what is looked up, so there is a limit.
+        self._remembered = lru_cache(maxsize=_REMEMBERED_MODELS)(self._look_up)
 
     def rules(self, model: str) -> ModelRules | None:
         """The row for a model; None when nothing is known of it."""
+        return self._remembered(model)
+
+    def _look_up(self, model: str) -> ModelRules | None:
         return next((row for row in self._rows if any(fnmatchcase(model, pattern) for pattern in row.match)), None)
 
 
