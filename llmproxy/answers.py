@@ -10,10 +10,9 @@ import orjson
 from llmproxy import upstream
 from llmproxy.dialects.chat_collect import ChunkCollector
 from llmproxy.dialects.legacy_functions import function_call_events, uses_functions, with_function_calls
-from llmproxy.dialects.openai_errors import error_in
 from llmproxy.dialects.upstream_events import decode_object
 from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import Document, Operation, Request
+from llmproxy.exchange import Document, Request
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.upstream import TimedResponse
 
@@ -30,20 +29,10 @@ async def refusal(provider: Provider, response: TimedResponse) -> UpstreamError:
     return provider.error(response.status, response.headers, body)
 
 
-async def stream_decoder(provider: Provider, request: Request, response: TimedResponse) -> StreamDecoder | None:
-    """What turns a streamed answer into OpenAI's events; None when it consists of them.
-
-    Raises an UpstreamError when the response is no stream.
-    """
+def stream_decoder(provider: Provider, request: Request) -> StreamDecoder | None:
+    """What turns a streamed answer into OpenAI's events; None when it consists of them."""
     decoder = provider.stream_decoder(request)
-    if decoder is None and response.headers.get("content-type", "").startswith("application/json"):
-        raise await _not_a_stream(request.operation, response)
     return _FunctionCalls(decoder) if decoder is not None and uses_functions(request.document) else decoder
-
-
-async def _not_a_stream(operation: Operation, response: TimedResponse) -> UpstreamError:
-    document = decode_object(await upstream.read_all(response, MAX_ANSWER_BYTES), "an answer")
-    return error_in(document, operation) or UpstreamBroken("The provider sent a whole answer where a stream was asked.")
 
 
 class _FunctionCalls:

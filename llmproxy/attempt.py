@@ -15,6 +15,7 @@ from llmproxy import upstream
 from llmproxy.answers import finish_reasons, refusal, stream_decoder, whole_answer
 from llmproxy.concurrency import map_together
 from llmproxy.config import Timeouts
+from llmproxy.dialects.chat_events import completion_events
 from llmproxy.dialects.embeddings import merge_embeddings, summed_usage
 from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
@@ -23,7 +24,7 @@ from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Requ
 from llmproxy.providers import Provider, Transport
 from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock
-from llmproxy.stream import UpstreamEvents
+from llmproxy.stream import UpstreamEvents, WholeEvents
 from llmproxy.upstream import TimedResponse
 
 _RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
@@ -195,14 +196,25 @@ def choice_count(document: Document) -> int:
 async def _stream(
     exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, response: TimedResponse
 ) -> Answer:
-    decoder = await stream_decoder(provider, request, response)
-    facts = StreamFacts(
-        hide_usage=not asks_for_usage(exchange.request), choices=choice_count(exchange.request.document)
-    )
+    show_usage = asks_for_usage(exchange.request)
+    if response.headers.get("content-type", "").startswith("application/json"):
+        return await _as_stream(attempt, provider, request, response, show_usage=show_usage)
+    facts = StreamFacts(hide_usage=not show_usage, choices=choice_count(exchange.request.document))
     attempt.progress = facts
-    events = UpstreamEvents(response, decoder, facts)
+    events = UpstreamEvents(response, stream_decoder(provider, request), facts)
     await events.commit()
     return Answer(200, attempt.headers, stream=events)
+
+
+async def _as_stream(
+    attempt: Attempt, provider: Provider, request: Request, response: TimedResponse, *, show_usage: bool
+) -> Answer:
+    """A provider that knows no streams has answered whole: the client gets its stream all the same."""
+    body, document = await whole_answer(provider, request, response)
+    response.close()
+    answer = _whole(attempt, provider, body, document)
+    events = list(completion_events(document, show_usage=show_usage))
+    return Answer(answer.status, attempt.headers, stream=WholeEvents(events))
 
 
 def _whole(attempt: Attempt, provider: Provider, body: bytes, document: Document) -> Answer:

@@ -123,7 +123,6 @@ STREAM_FAILURES: dict[str, tuple[Reply, int, str]] = {
     "end before content": (end_without_done(1), 502, "upstream_cut"),
     "error event first": (error_event_after(0, code="rate_limit_exceeded"), 429, "rate_limit_exceeded"),
     "error event second": (error_event_after(1, type_="overloaded_error"), 503, "service_unavailable"),
-    "a whole answer": (document({"object": "chat.completion", "choices": [{"message": {}}]}), 502, "upstream_broken"),
 }
 
 
@@ -234,6 +233,30 @@ async def test_a_stream_to_who_wanted_none_is_put_together(proxy: StartProxy) ->
     async with proxy(upstream=[as_events]) as client:
         got = await client.chat()
     assert (got.status, got.headers["content-type"], got.text) == (200, "application/json", "hi")
+
+
+async def test_a_whole_answer_to_who_wanted_a_stream_becomes_one(proxy: StartProxy) -> None:
+    """A provider that knows no streams is no reason for the client to change: text, tool calls and usage arrive."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "hi", "tool_calls": [call]}
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    whole = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "usage": usage,
+        "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
+    }
+    async with proxy(upstream=[document(whole), document(whole)]) as client:
+        plain = await client.chat(stream=True)
+        asked = await client.chat(stream=True, stream_options={"include_usage": True})
+        rows = await client.rows()
+    assert (plain.status, plain.text, plain.is_done) == (200, "hi", True)
+    assert plain.events[0]["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]
+    assert [event["choices"][0]["finish_reason"] for event in plain.events] == [None, "tool_calls"]
+    assert [event.get("usage") for event in asked.events] == [None, None, usage]
+    assert {(row["outcome"], row["usage_provenance"]) for row in rows.requests} == {("succeeded", "measured")}
 
 
 async def test_usage_is_recorded_and_shown_only_to_who_asked(proxy: StartProxy) -> None:
