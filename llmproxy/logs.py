@@ -25,7 +25,8 @@ _LEVELS: Final = {
 def make_log(config: LoggingConfig) -> Log:
     """A log of the configured format and level; it belongs to whoever asked, nothing global is set."""
     log: Log = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        # A line and its end in one write: printing makes two, and another worker's line may come between.
+        structlog.WriteLogger(sys.stderr),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
