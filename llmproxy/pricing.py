@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.exchange import TOKEN_CLASSES, Cost, Target, Usage
 from llmproxy.model_facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -26,21 +26,11 @@ if TYPE_CHECKING:
 # The `price_provider` of a kind that charges nothing, such as the demo provider.
 FREE: Final = "free"
 
-# US dollars per token for each class of Usage, in the order of `_CLASSES`; None where no rate is known.
+# US dollars per token for each class of Usage, in the order of `TOKEN_CLASSES`; None where no rate is known.
 Rates = tuple[Decimal | None, ...]
 
-_CLASSES: Final = (
-    "uncached_input_tokens",
-    "cache_read_input_tokens",
-    "cache_write_5m_input_tokens",
-    "cache_write_1h_input_tokens",
-    "audio_input_tokens",
-    "text_output_tokens",
-    "reasoning_output_tokens",
-    "audio_output_tokens",
-)
 _INPUT_CLASSES: Final = 5
-_tokens_of: Callable[[Usage], tuple[int, ...]] = attrgetter(*_CLASSES)
+_tokens_of: Callable[[Usage], tuple[int, ...]] = attrgetter(*TOKEN_CLASSES)
 
 # For each class, the keys of a price section to look for, best first.
 _LOOK_FOR: Final = (
@@ -174,7 +164,7 @@ class PriceBook:
 
 def free_of_charge(source: str) -> Prices:
     """Prices that are known to be nothing."""
-    return Prices((_ZERO,) * len(_CLASSES), source)
+    return Prices((_ZERO,) * len(TOKEN_CLASSES), source)
 
 
 def rates_from(look_for: Sequence[Sequence[str]], usd_per_mtok: Mapping[str, Decimal]) -> Rates:

@@ -12,7 +12,6 @@ from typing import Final
 from llmproxy.errors import StorageError
 from llmproxy.keys import new_key
 
-DEFAULT_STATE_DIRECTORY: Final = Path(".llmproxy")
 _ADMIN_KEY: Final = "admin-key"
 
 

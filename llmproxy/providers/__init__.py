@@ -7,7 +7,7 @@ same `register_providers` hook as a stranger's. Translation is sans-io: document
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.dialects.openai_chat import usage_of
@@ -142,7 +142,3 @@ class Provider:
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """The vendor's error response as an UpstreamError, classified once for failover."""
         return error_of(status, headers, body)
-
-
-# A provider section is validated by the kind's own model, whose type only the kind knows.
-ProviderSections = Mapping[str, Mapping[str, Any]]

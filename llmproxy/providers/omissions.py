@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llmproxy.errors import BadRequest
+from llmproxy.exchange import Document
 
 
 class Omissions:
@@ -40,3 +43,14 @@ class Omissions:
                 param=name,
             )
         self._names[name] = None
+
+    def all_but_one_text(self, document: Document, meaningful: Iterable[str]) -> None:
+        """Leave out these members, further choices and audio, as far as a request asks for them. Raises BadRequest."""
+        for name in meaningful:
+            if document.get(name):
+                self.meaning(name)
+        if document.get("n") not in (None, 1):
+            self.meaning("n", "This model gives one choice for a request; leave 'n' out or ask several times.")
+        modalities = document.get("modalities")
+        if isinstance(modalities, list) and "audio" in modalities:
+            self.meaning("modalities", "This model answers in text only.")

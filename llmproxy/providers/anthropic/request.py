@@ -106,14 +106,7 @@ def _others(chat: ChatRequest, omissions: Omissions) -> Document:
 
 
 def _leave_out_the_rest(document: Document, omissions: Omissions) -> None:
-    for name in _MEANINGFUL:
-        if document.get(name):
-            omissions.meaning(name)
-    if document.get("n") not in (None, 1):
-        omissions.meaning("n", "This model gives one choice for a request; leave 'n' out or ask several times.")
-    modalities = document.get("modalities")
-    if isinstance(modalities, list) and "audio" in modalities:
-        omissions.meaning("modalities", "This model answers in text only.")
+    omissions.all_but_one_text(document, _MEANINGFUL)
     for name, value in document.items():
         # False, null and an empty collection ask for nothing.
         if value and name not in _READ and name not in _NATIVE and name not in _MEANINGFUL:

@@ -60,7 +60,7 @@ def responses_request(document: Document, issuer: str, *, reasons: bool) -> Resp
     Raises BadRequest when the Responses API cannot do what is asked.
     """
     omissions = Omissions()
-    _refuse_the_impossible(document, omissions)
+    omissions.all_but_one_text(document, _MEANINGFUL)
     members = {
         "model": document["model"],
         "instructions": document.get("instructions"),
@@ -79,17 +79,6 @@ def responses_request(document: Document, issuer: str, *, reasons: bool) -> Resp
     body |= {"store": False, "stream": document.get("stream") is True}
     _leave_out_the_rest(document, omissions)
     return ResponsesRequest(body, omissions.names)
-
-
-def _refuse_the_impossible(document: Document, omissions: Omissions) -> None:
-    for name in _MEANINGFUL:
-        if document.get(name):
-            omissions.meaning(name)
-    if document.get("n") not in (None, 1):
-        omissions.meaning("n", "This model gives one choice for a request; leave 'n' out or ask several times.")
-    modalities = document.get("modalities")
-    if isinstance(modalities, list) and "audio" in modalities:
-        omissions.meaning("modalities", "This model answers in text only.")
 
 
 def _leave_out_the_rest(document: Document, omissions: Omissions) -> None:
