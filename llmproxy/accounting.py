@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 
 from llmproxy import estimate
-from llmproxy.errors import UpstreamRefused, UpstreamTimeout
+from llmproxy.errors import UpstreamRefused, UpstreamSuperseded, UpstreamTimeout
 from llmproxy.exchange import Attempt, Cost, Exchange, Operation, StreamProgress, Target, Usage
 from llmproxy.pricing import PriceBook
-from llmproxy.providers import Provider
+from llmproxy.providers import Endpoints
 from llmproxy.services import Clock
 
 
 class Accounting:
     """Usage and cost, from what providers said and what they charge."""
 
-    def __init__(self, providers: Mapping[str, Provider], prices: PriceBook, clock: Clock) -> None:
-        self._providers = providers
+    def __init__(self, endpoints: Endpoints, prices: PriceBook, clock: Clock) -> None:
+        self._endpoints = endpoints
         self._prices = prices
         self._clock = clock
 
     def settle(self, exchange: Exchange) -> None:
         """Fill in usage and cost of every attempt, and of the exchange as a whole."""
         for attempt in exchange.attempts:
-            self._settle_attempt(exchange, attempt)
+            self.settle_attempt(exchange, attempt)
         used = [attempt for attempt in exchange.attempts if attempt.usage is not None]
         exchange.usage = used[-1].usage if used else None
         exchange.cost = total([attempt.cost for attempt in used if attempt.cost is not None])
 
     def cost(self, target: Target, usage: Usage) -> Cost:
         """What this usage costs at a target; unpriced when no price is known."""
-        provider = self._providers.get(target.provider)
+        provider = self._endpoints.get((target.provider, target.credential))
         price_provider = provider.price_provider if provider else None
         price_model = provider.price_model(target.model) if provider else None
         prices = self._prices.prices(target, price_provider, self._clock.now(), price_model=price_model)
         return self._prices.cost(usage, prices)
 
-    def _settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
+    def settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
+        """Fill in usage and cost of one attempt."""
         if attempt.cost is not None and attempt.progress is None:
             # A whole answer's usage does not change any more, and pricing it is dear.
             return
@@ -54,7 +54,7 @@ class Accounting:
         """What a stream told of its usage; of one that was cut, at least what was seen."""
         if progress.usage is None:
             return None
-        told = self._providers[attempt.target.provider].usage(progress.usage)
+        told = self._endpoints[attempt.target.provider, attempt.target.credential].usage(progress.usage)
         if told is None or progress.is_complete or told.output_tokens >= progress.estimated_tokens:
             return told
         unseen_tokens = progress.estimated_tokens - told.output_tokens
@@ -66,6 +66,8 @@ def was_served(attempt: Attempt) -> bool:
     if not attempt.is_sent:
         return False
     if attempt.progress is not None and attempt.progress.has_content:
+        return True
+    if isinstance(attempt.error, UpstreamSuperseded):
         return True
     if isinstance(attempt.error, UpstreamTimeout):
         return attempt.error.phase != "connect"

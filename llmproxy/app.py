@@ -21,6 +21,7 @@ from llmproxy.db import Postgres
 from llmproxy.endpoints import OPERATIONS, HealthEndpoints, ModelEndpoints
 from llmproxy.errors import LLMProxyError, MethodNotAllowed, NotFound, Unauthenticated
 from llmproxy.exchange import Answer, Document, Exchange, Operation, Principal
+from llmproxy.exchanges import OwnExchanges
 from llmproxy.gateway import ConfigSource, Core, Gateway, refuse_fixed, resolve_configuration
 from llmproxy.ids import new_id
 from llmproxy.journal import Journal
@@ -97,6 +98,7 @@ class App:
             http=UpstreamHTTP(self._transport),
             log=log,
             tasks=self._tasks,
+            exchanges=OwnExchanges(lambda: self.gateway.pipeline, clock),
             state_directory=state.path,
         )
         self.keys: Final = KeyRing(self._queries, clock, log, KeySnapshot(state.path / "keys.json"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Final
 
 import orjson
@@ -21,7 +22,7 @@ from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import LLMProxyError
 from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Request, StateKey, Target
-from llmproxy.providers import Provider, Transport
+from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock
 from llmproxy.stream import UpstreamEvents, WholeEvents
@@ -43,43 +44,40 @@ class Attempts:
     """Makes attempts at the configured providers.
 
     Args:
+        endpoints: The configured providers, once for each of their keys.
         timeouts: What holds for providers that set none of their own.
         images: Fetches what providers want fetched; without it, nothing is.
     """
 
     def __init__(
         self,
-        providers: Mapping[str, Provider],
+        endpoints: Endpoints,
         transport: Transport,
         timeouts: Timeouts,
         clock: Clock,
         *,
         images: RemoteImages | None = None,
     ) -> None:
-        self._providers = providers
+        self._endpoints = endpoints
         self._transport = transport
         self._timeouts = timeouts
         self._clock = clock
         self._images = images
 
-    def begin(self, exchange: Exchange, target: Target) -> Attempt:
-        """A new attempt, its request rebuilt from the client's own."""
+    def begin(self, exchange: Exchange, request: Request, target: Target) -> Attempt:
+        """A new attempt, its request rebuilt from the client's own, or from what is left to ask of it."""
         return Attempt(
             number=len(exchange.attempts) + 1,
             target=target,
-            request=request_for(exchange.request, target),
+            request=request_for(request, target),
             started_at=self._clock.now(),
             started_monotonic=self._clock.monotonic(),
         )
 
-    async def answer(self, exchange: Exchange, attempt: Attempt, total_seconds: float | None) -> Answer:
-        """The provider's answer. Raises UpstreamError when there is none, BadRequest when it cannot be asked.
-
-        Args:
-            total_seconds: What the client will wait at most; None leaves it to the configuration.
-        """
-        provider = self._providers[attempt.target.provider]
-        timeouts = _limited(provider.config.timeouts or self._timeouts, total_seconds)
+    async def answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        """The provider's answer. Raises UpstreamError when there is none, BadRequest when it cannot be asked."""
+        provider = self._endpoints[attempt.target.provider, attempt.target.credential]
+        timeouts = self._limited(provider.config.timeouts or self._timeouts, exchange.expires_monotonic)
         request = attempt.request
         if self._images is not None and (addresses := provider.remote_images(request)):
             began = self._clock.monotonic()
@@ -92,6 +90,14 @@ class Attempts:
             answer = await self._in_parts(exchange, attempt, provider, parts, timeouts)
         attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
         return answer
+
+    def _limited(self, timeouts: Timeouts, expires_monotonic: float) -> Timeouts:
+        if expires_monotonic == inf:
+            return timeouts
+        left_seconds = max(expires_monotonic - self._clock.monotonic(), 0)
+        if timeouts.total_seconds is not None and timeouts.total_seconds <= left_seconds:
+            return timeouts
+        return timeouts.model_copy(update={"total_seconds": left_seconds})
 
     async def _in_one(
         self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
@@ -230,12 +236,6 @@ def relayed_headers(headers: Mapping[str, str]) -> Headers:
     """
     sendable = ((name.lower(), value) for name, value in headers.items() if value.isprintable())
     return tuple((name, value) for name, value in sendable if name in _RELAYED or name.startswith(_RELAYED_PREFIXES))
-
-
-def _limited(timeouts: Timeouts, total_seconds: float | None) -> Timeouts:
-    if total_seconds is None or (timeouts.total_seconds is not None and timeouts.total_seconds <= total_seconds):
-        return timeouts
-    return timeouts.model_copy(update={"total_seconds": total_seconds})
 
 
 def _shortened(timeouts: Timeouts, passed_seconds: float) -> Timeouts:

@@ -21,7 +21,7 @@ from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
 from llmproxy.exchange import TOKEN_CLASSES, Document
 from llmproxy.segments import encode_json
-from llmproxy.services import Clock, Database, Log
+from llmproxy.services import Clock, Connection, Database, Log
 
 # The columns that are written, and so the keys of a record's parts. A journal of an older version lacks the newer
 # ones: a column added later must be nullable.
@@ -32,13 +32,13 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         *("response_model", "region", "outcome", "http_status", "error_type", "error_code", "error_message"),
         *("finish_reasons", "cache", "attempts", "duration_seconds", "first_chunk_seconds", "request_bytes"),
         *("response_bytes", *TOKEN_CLASSES, "usage_provenance", "cost_usd", "cost_provenance", "price_source"),
-        "decisions",
+        *("decisions", "origin", "parent_id"),
     ),
     "attempts": (
         *("request_id", "admitted_at", "number", "provider_name", "model", "region", "started_at"),
         *("duration_seconds", "first_chunk_seconds", "http_status", "failure", "error_code", "error_message"),
         *("upstream_request_id", "finish_reasons", *TOKEN_CLASSES, "usage_provenance", "cost_usd"),
-        "cost_provenance",
+        *("cost_provenance", "credential"),
     ),
     "ledger_entries": (
         *("request_id", "occurred_at", "entry", "kind", "workspace", "key_id", "feature", "user_id"),
@@ -57,11 +57,19 @@ class DayPartitions(Protocol):
         """Make the partitions of these UTC days. Raises StorageError."""
 
 
+class BatchPart(Protocol):
+    """What is written beside the rows of a batch, in the same transaction."""
+
+    async def write(self, connection: Connection, recorded: Sequence[Document]) -> None:
+        """Write what belongs to these records, each of which is seen exactly once. Raises StorageError."""
+
+
 class BatchWriter:
     """Writes records to Postgres, and does not give up.
 
     Args:
         rejected_file: Where records go that Postgres refuses for what they hold, one JSON line each.
+        parts: What else belongs to a batch, in the order in which it is written.
         jitter: A number from 0 to 1, so that the workers do not all come back at once.
     """
 
@@ -74,6 +82,7 @@ class BatchWriter:
         *,
         clock: Clock,
         log: Log,
+        parts: Sequence[BatchPart] = (),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._database = database
@@ -82,6 +91,7 @@ class BatchWriter:
         self._rejected_file = rejected_file
         self._clock = clock
         self._log = log
+        self._parts = tuple(parts)
         self._jitter = jitter
 
     async def write(self, records: Sequence[Document]) -> None:
@@ -109,7 +119,7 @@ class BatchWriter:
             try:
                 batch = _batch(records)
                 await self._partitions.ensure(batch.days)
-                await self._database.execute(self._query, *batch.tables)
+                await self._record(records, batch)
             except StorageError as error:
                 if error.error_code == REJECTED:
                     return error
@@ -118,6 +128,14 @@ class BatchWriter:
                 await self._clock.sleep(pause_seconds)
             else:
                 return None
+
+    async def _record(self, records: Sequence[Document], batch: _Batch) -> None:
+        async with self._database.transaction() as connection:
+            # Of a request that is there twice, the first record is the one that went in.
+            by_id = {record["request"]["id"]: record for record in reversed(records)}
+            recorded = [by_id[row["id"]] for row in await connection.fetch(self._query, *batch.tables)]
+            for part in self._parts:
+                await part.write(connection, recorded)
 
     def _pauses(self) -> Iterator[float]:
         longest_seconds = FIRST_PAUSE_SECONDS

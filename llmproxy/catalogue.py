@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -84,27 +85,33 @@ class Catalogue:
             yield from self._weighted(name, 0.0)
 
     def _weighted(self, name: str, weight: float) -> Iterator[Target]:
-        found = self._qualified(name) or self._bare(name) or Target("", name)
-        yield Target(found.provider, found.model, found.region, weight)
+        found = self._qualified(name) or self._bare(name) or (Target("", name),)
+        yield from (replace(target, weight=weight * target.weight) for target in found)
 
     def _resolve(self, model: str) -> tuple[Target, ...]:
         if model in self._aliases:
             return self._aliases[model]
-        target = self._qualified(model) or self._bare(model)
-        return (target,) if target else ()
+        return self._qualified(model) or self._bare(model)
 
-    def _qualified(self, model: str) -> Target | None:
+    def _qualified(self, model: str) -> tuple[Target, ...]:
         provider, slash, name = model.partition("/")
         if not slash or not name or provider not in self._providers or not self._providers[provider].serves(name):
-            return None
-        return Target(provider, name, self._providers[provider].config.region)
+            return ()
+        return self._at(provider, name)
 
-    def _bare(self, model: str) -> Target | None:
+    def _bare(self, model: str) -> tuple[Target, ...]:
         """A name without a provider, as unchanged applications send it, goes to the first provider known for it."""
-        for name, provider in self._providers.items():
+        for name in self._providers:
             if model in self._offered[name] or model in self._known.get(name, ()):
-                return Target(name, model, provider.config.region)
-        return None
+                return self._at(name, model)
+        return ()
+
+    def _at(self, provider: str, model: str) -> tuple[Target, ...]:
+        """A provider's model: one target for each key there is, sharing the weight of one."""
+        config = self._providers[provider].config
+        keys = config.credentials()
+        total = sum(weight for _, weight in keys) or 1
+        return tuple(Target(provider, model, config.region, weight / total, label) for label, weight in keys)
 
     def _remember(self, model: str, targets: tuple[Target, ...]) -> None:
         if len(self._resolved) >= _MAX_REMEMBERED:
@@ -127,7 +134,7 @@ class Catalogue:
 
 def may_use(principal: Principal, model: str, targets: Sequence[Target]) -> bool:
     """Whether key and workspace both allow a model, by the name asked for or the one it stands for alone."""
-    names = (model, targets[0].name) if len(targets) == 1 else (model,)
+    names = (model, targets[0].name) if len({target.name for target in targets}) == 1 else (model,)
     return _matches(principal.models, names) and _matches(principal.workspace_models, names)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
@@ -91,6 +91,21 @@ class Timeouts(Section):
     )
 
 
+class KeyConfig(Section):
+    """One of several keys of a provider."""
+
+    key: SecretStr = Field(description="The credential.")
+    weight: float = Field(default=1, ge=0, description="Its share of the provider's requests, against the other keys'.")
+    name: Pattern | None = Field(
+        default=None, description="What rows and metrics call it; left out, its number in the list."
+    )
+
+
+def _key_alone(value: object) -> object:
+    """`api_keys: ["${A}", "${B}"]` is the usual case, so it may be short."""
+    return {"key": value} if isinstance(value, str) else value
+
+
 class ProviderConfig(Section):
     """What every provider section may hold; a provider kind adds its own keys by deriving from this."""
 
@@ -98,6 +113,9 @@ class ProviderConfig(Section):
     base_url: str | None = Field(default=None, pattern=r"^https?://", description="Replaces the vendor's own address.")
     api_key: SecretStr | None = Field(
         default=None, description="The credential; best as a variable, `${OPENAI_API_KEY}`."
+    )
+    api_keys: tuple[Annotated[KeyConfig, BeforeValidator(_key_alone, json_schema_input_type=KeyConfig | str)], ...] = (
+        Field(default=(), description="Several keys in place of `api_key`; each is a target, and fails, of its own.")
     )
     region: str | None = Field(
         default=None, description="Where the endpoint computes, in the vendor's word or a wider one."
@@ -108,6 +126,26 @@ class ProviderConfig(Section):
     headers: Mapping[str, str] = Field(default_factory=dict, description="Headers added to every request.")
     forward_headers: tuple[str, ...] = Field(default=(), description="Client headers that travel on to the provider.")
     timeouts: Timeouts | None = Field(default=None, description="Timers for this provider; left out, the general ones.")
+
+    @model_validator(mode="after")
+    def _one_way_to_name_keys(self) -> Self:
+        if self.api_key is not None and self.api_keys:
+            raise ValueError("api_key and api_keys are both set; keep one")
+        if len({label for label, _ in self.credentials()}) < len(self.credentials()):
+            raise ValueError("two of api_keys have the same name")
+        return self
+
+    def credentials(self) -> tuple[tuple[str | None, float], ...]:
+        """The label and the weight of each key; one without a label where there is no choice."""
+        if not self.api_keys:
+            return ((None, 1.0),)
+        return tuple((each.name or str(number), each.weight) for number, each in enumerate(self.api_keys, start=1))
+
+    def with_credential(self, number: int) -> Self:
+        """The section with one of its keys as the `api_key`."""
+        if not self.api_keys:
+            return self
+        return self.model_copy(update={"api_key": self.api_keys[number].key})
 
 
 class TargetConfig(Section):

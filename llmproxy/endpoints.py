@@ -19,14 +19,13 @@ _DATABASE_SECONDS: Final = 1.0
 
 Authenticate = Callable[[RouteRequest], Awaitable[Principal]]
 
+PATHS: Final = {
+    Operation.CHAT: "/v1/chat/completions",
+    Operation.TEXT_COMPLETION: "/v1/completions",
+    Operation.EMBEDDINGS: "/v1/embeddings",
+}
 OPERATIONS: Final = {
-    prefix + path: operation
-    for path, operation in (
-        ("/chat/completions", Operation.CHAT),
-        ("/completions", Operation.TEXT_COMPLETION),
-        ("/embeddings", Operation.EMBEDDINGS),
-    )
-    for prefix in ("/v1", "")
+    path: operation for operation, versioned in PATHS.items() for path in (versioned, versioned.removeprefix("/v1"))
 }
 
 

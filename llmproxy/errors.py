@@ -178,6 +178,7 @@ class Failure(StrEnum):
     INVALID_REQUEST = "invalid_request"
     BROKEN = "broken"
     CUT = "cut"
+    SUPERSEDED = "superseded"
 
 
 TimeoutPhase = Literal["connect", "first_byte", "idle", "total"]
@@ -242,6 +243,13 @@ class UpstreamCut(UpstreamError):
 
     code = "upstream_cut"
     default_failure = Failure.CUT
+
+
+class UpstreamSuperseded(UpstreamError):
+    """Another attempt of the same exchange answered first, and this one was given up."""
+
+    code = "upstream_superseded"
+    default_failure = Failure.SUPERSEDED
 
 
 class UpstreamRefused(UpstreamError):

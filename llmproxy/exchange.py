@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from math import inf
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from llmproxy.errors import LLMProxyError
@@ -74,12 +75,17 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One place a request may go: a configured provider and the model's name there."""
+    """One place a request may go: a configured provider and the model's name there.
+
+    `credential` tells the keys of a provider apart that has several, by a label that is no secret. Each of them makes
+    a target of its own.
+    """
 
     provider: str
     model: str
     region: str | None = None
     weight: float = 1.0
+    credential: str | None = None
 
     @property
     def name(self) -> str:
@@ -231,7 +237,7 @@ class Attempt:
     `is_sent` tells that the provider may have seen it, and so charge for it.
     `first_chunk_seconds` and `duration_seconds` count from the start of the attempt. `headers` are those of the
     provider's response that clients may rely on. `dropped` names request parameters that the provider does not have.
-    `progress` is there for streamed answers.
+    `progress` is there for streamed answers. `is_over` once nothing more comes of it, and `post_attempt` was told.
     """
 
     number: int
@@ -251,6 +257,7 @@ class Attempt:
     finish_reasons: tuple[str, ...] = ()
     first_chunk_seconds: float | None = None
     duration_seconds: float | None = None
+    is_over: bool = False
 
 
 class AnswerStream(Protocol):
@@ -300,6 +307,24 @@ class Retry:
     """`on_error`'s word that another attempt should be made, after a pause."""
 
     after_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hedge:
+    """`hedge`'s word that a second attempt should begin elsewhere when the first has no answer by then."""
+
+    target: Target
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """`on_stream_error`'s word that another attempt should go on where a stream was cut.
+
+    `request` asks for the rest: it takes the place of the client's for the attempts that follow.
+    """
+
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +378,9 @@ class Exchange:
     `principal`, then `attribution` and `request`, are unset until the walk has reached them: reading one too
     early is an AttributeError, which is the point. Times in seconds count from `started_monotonic`.
     `response_headers` are added to the answer's head as long as it has not been sent.
+    `deadline_monotonic`: when there must be an answer, or the beginning of a stream; no attempt outlives it without
+    one, and a plugin may make it earlier. `expires_monotonic`: when the client is out of patience, streams included.
+    `origin` names the plugin that asked in the gateway's own name, for the exchange `parent_id`; None for clients.
     """
 
     id: str
@@ -362,6 +390,10 @@ class Exchange:
     path: str
     headers: Mapping[str, str]
     client_address: str | None = None
+    origin: str | None = None
+    parent_id: str | None = None
+    deadline_monotonic: float = inf
+    expires_monotonic: float = inf
     principal: Principal = field(init=False)
     attribution: Attribution = field(init=False)
     request: Request = field(init=False)

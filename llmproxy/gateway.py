@@ -17,6 +17,7 @@ from llmproxy.catalogue import Catalogue
 from llmproxy.config import Config, ProviderConfig
 from llmproxy.config_document import ConfigDocument, read_file
 from llmproxy.errors import ConfigError, LLMProxyError
+from llmproxy.failover import Failover
 from llmproxy.hookcalls import OnFailure, Trace
 from llmproxy.hooks import RegisteredPlugin
 from llmproxy.journal import Journal
@@ -26,7 +27,7 @@ from llmproxy.occupancy import Occupancy
 from llmproxy.pipeline import Pipeline
 from llmproxy.plugins import Plugins, PluginSource, enabled, installed
 from llmproxy.pricing import PriceBook
-from llmproxy.providers import Provider, Transport
+from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.providers.builtin import BuiltinProviders
 from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Routes
@@ -62,6 +63,7 @@ class Configuration:
     config: Config
     plugins: Plugins
     providers: Mapping[str, Provider]
+    endpoints: Endpoints
     prices: PriceBook
     catalogue: Catalogue
     listing: Listing
@@ -91,16 +93,15 @@ class Gateway:
         self.route_calls: Final = Occupancy()
         self._log = core.services.log
         config, services = configuration.config, core.services
-        accounting = Accounting(configuration.providers, configuration.prices, services.clock)
-        attempts = Attempts(
-            configuration.providers, core.transport, config.timeouts, services.clock, images=core.images
-        )
+        hooks, endpoints = configuration.plugins.hooks, configuration.endpoints
+        accounting = Accounting(endpoints, configuration.prices, services.clock)
+        attempts = Attempts(endpoints, core.transport, config.timeouts, services.clock, images=core.images)
         self.accounting: Final = accounting
         self.pipeline: Final = Pipeline(
-            hooks=configuration.plugins.hooks,
+            hooks=hooks,
             keys=core.keys,
             catalogue=configuration.catalogue,
-            attempts=attempts,
+            failover=Failover(hooks=hooks, attempts=attempts, accounting=accounting, clock=services.clock),
             accounting=accounting,
             journal=core.journal,
             audit=config.audit,
@@ -113,7 +114,7 @@ class Gateway:
         """Start providers and plugins. Raises an LLMProxyError; nothing is left running then."""
         self.configuration.plugins.register_routes(self.routes)
         async with AsyncExitStack() as undo:
-            for provider in self.configuration.providers.values():
+            for provider in self.configuration.endpoints.values():
                 await self._start_provider(provider)
                 undo.push_async_callback(self._stop_provider, provider)
             await self.configuration.plugins.startup()
@@ -129,7 +130,7 @@ class Gateway:
             await self.pipeline.idle()
         finally:
             await self.configuration.plugins.shutdown()
-            for provider in self.configuration.providers.values():
+            for provider in self.configuration.endpoints.values():
                 await self._stop_provider(provider)
 
     async def _start_provider(self, provider: Provider) -> None:
@@ -194,8 +195,12 @@ def resolve_configuration(
         available=available,
         trace=_trace(services),
     )
-    providers = _providers(config, document, plugins, services)
+    endpoints = _endpoints(config, document, plugins, services)
     document.raise_if_mistaken()
+    # What holds for a provider holds for each of its keys.
+    providers: dict[str, Provider] = {}
+    for (name, _), endpoint in endpoints.items():
+        providers.setdefault(name, endpoint)
     prices = PriceBook(config.prices)
     known = {
         name: prices.known_models(provider.price_provider)
@@ -207,7 +212,7 @@ def resolve_configuration(
         document.mistake(f"no configured provider serves '{model}'", "models", alias, near=catalogue.every_name())
     document.raise_if_mistaken()
     listing = Listing(providers, prices, services.clock)
-    return Configuration(config, plugins, providers, prices, catalogue, listing)
+    return Configuration(config, plugins, providers, endpoints, prices, catalogue, listing)
 
 
 def default_config(environ: Mapping[str, str]) -> str:
@@ -220,11 +225,9 @@ def default_config(environ: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _providers(
-    config: Config, document: ConfigDocument, plugins: Plugins, services: Services
-) -> Mapping[str, Provider]:
+def _endpoints(config: Config, document: ConfigDocument, plugins: Plugins, services: Services) -> Endpoints:
     kinds = plugins.provider_kinds(config)
-    providers: dict[str, Provider] = {}
+    endpoints: dict[tuple[str, str | None], Provider] = {}
     for name, section in config.providers.items():
         kind = kinds.get(str(section.get("kind") or name))
         if kind is None:
@@ -233,13 +236,15 @@ def _providers(
             document.mistake(sentence, *place, near=kinds)
         elif (validated := document.validate(kind.Config, "providers", name)) is not None and not document.mistakes:
             try:
-                providers[name] = kind(name, _with_key(validated, kind), services)
+                for number, (label, _) in enumerate(validated.credentials()):
+                    one_key = _with_key(validated.with_credential(number), kind)
+                    endpoints[name, label] = kind(name, one_key, services)
             except LLMProxyError:
                 raise
             except Exception as error:  # noqa: BLE001 - what a plugin brings may raise anything
                 _log_failure(services.log, name, error)
                 document.mistake("this provider could not be made; the log has the reason", "providers", name)
-    return providers
+    return endpoints
 
 
 def _log_failure(log: Log, provider: str, error: Exception) -> None:

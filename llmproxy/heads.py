@@ -36,7 +36,7 @@ def cost_header(exchange: Exchange) -> Headers:
 def refusal_head(exchange: Exchange, error: LLMProxyError, now_monotonic: float) -> Headers:
     """The head of an error: what the provider said of its limits, and whether asking again can help."""
     attempts = exchange.attempts
-    relayed = attempts[-1].headers if attempts and attempts[-1].error is error else ()
+    relayed = next((attempt.headers for attempt in attempts if attempt.error is error), ())
     head = [*error_headers(error), *answer_head(exchange, now_monotonic)]
     head += [(name, value) for name, value in relayed if not name.startswith("retry-after")]
     if len(attempts) > 1 or _is_out_of_patience(exchange, error):

@@ -14,7 +14,7 @@ from typing import Any
 from pluggy import HookImpl
 
 from llmproxy.errors import LLMProxyError, PluginError
-from llmproxy.exchange import Chunk, Exchange, Target
+from llmproxy.exchange import Chunk, Exchange
 
 # Arguments and results differ from hook to hook; `Hooks` gives each composed call its type.
 Function = Callable[..., Any]
@@ -155,16 +155,31 @@ def in_turn(steps: Sequence[Step]) -> Function:
     return run
 
 
+def at_once(steps: Sequence[Step]) -> Function:
+    """The same for a hook of plain functions, which is then plain itself."""
+    calls = tuple(step.call for step in steps)
+
+    def run(*args: object) -> object:
+        for call in calls:
+            result: object = call(*args)
+            if result is not None:
+                return result
+        return None
+
+    return run
+
+
 def chain(steps: Sequence[Step]) -> Function:
-    """Each plugin gets the targets that the one before it left."""
+    """Each plugin gets, as the last argument, what the one before it made of it."""
     calls = tuple((step.call, step.is_async) for step in steps)
 
-    async def run(exchange: Exchange, targets: Sequence[Target]) -> tuple[Target, ...]:
+    async def run(*args: object) -> object:
+        *context, value = args
         for call, is_async in calls:
-            result = await call(exchange, targets) if is_async else call(exchange, targets)
+            result = await call(*context, value) if is_async else call(*context, value)
             if result is not None:
-                targets = tuple(result)
-        return tuple(targets)
+                value = result
+        return value
 
     return run
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
-from llmproxy.exchange import Answer, Chunk, Principal, Retry
+from llmproxy.exchange import Answer, Chunk, Hedge, Principal, Resume, Retry
 from llmproxy.hookcalls import Check
 from llmproxy.providers import Provider
 
@@ -43,6 +43,12 @@ def _some_of_those_handed_in(args: tuple[Any, ...], result: object) -> None:
 def _one_of_those_left(args: tuple[Any, ...], result: object) -> None:
     if result not in args[0].targets:
         raise ValueError("It returned something that is not among exchange.targets.")
+
+
+def _hedge(args: tuple[Any, ...], result: object) -> None:
+    if not isinstance(result, Hedge):
+        raise _unexpected(result, "Hedge or None")
+    _one_of_those_left(args, result.target)
 
 
 def _chunks(args: tuple[Any, ...], result: object) -> None:
@@ -92,7 +98,7 @@ class Rule:
     @property
     def takes_wrappers(self) -> bool:
         """Whether `wrapper=True` is allowed: not around a chain, where it could undo what a guard took away."""
-        return self.kind in (Kind.ALL, Kind.FIRST)
+        return self.kind in (Kind.ALL, Kind.FIRST) and not self.is_plain
 
 
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(
@@ -107,8 +113,12 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "narrow_targets": Rule(Kind.CHAIN, _some_of_those_handed_in),
         "choose_provider": Rule(Kind.FIRST, _one_of_those_left),
         "pre_attempt": Rule(Kind.ALL),
+        "hedge": Rule(Kind.FIRST, _hedge, is_plain=True),
+        "on_answer": Rule(Kind.CHAIN, returns(Answer), is_inside_out=True),
+        "post_attempt": Rule(Kind.ALL, is_inside_out=True, is_plain=True, is_isolated=True),
         "on_error": Rule(Kind.FIRST, returns(Retry, Answer)),
         "on_stream_chunk": Rule(Kind.CHUNK_CHAIN, _chunks, is_inside_out=True, is_plain=True),
+        "on_stream_error": Rule(Kind.FIRST, returns(Resume)),
         "post_response": Rule(Kind.ALL, is_inside_out=True),
         "on_complete": Rule(Kind.ALL, is_inside_out=True, is_isolated=True),
     }

@@ -18,11 +18,12 @@ import pluggy
 
 from llmproxy import hookspecs
 from llmproxy.errors import ConfigError, UpstreamError
-from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Principal, Retry, Target
+from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Hedge, Principal, Resume, Retry, Target
 from llmproxy.hookcalls import (
     OnFailure,
     Step,
     Trace,
+    at_once,
     bind,
     chain,
     chunk_chain,
@@ -64,11 +65,15 @@ class Hooks:
     shutdown: tuple[Step, ...] = ()
     authenticate: Callable[[Exchange], Result[Principal | None]] | None = None
     pre_request: Callable[[Exchange], Result[Answer | None]] | None = None
-    narrow_targets: Callable[[Exchange, Sequence[Target]], Result[tuple[Target, ...]]] | None = None
+    narrow_targets: Callable[[Exchange, Sequence[Target]], Result[Sequence[Target]]] | None = None
     choose_provider: Callable[[Exchange], Result[Target | None]] | None = None
     pre_attempt: Callable[[Exchange, Attempt], Result[None]] | None = None
+    hedge: Callable[[Exchange, Attempt], Hedge | None] | None = None
+    on_answer: Callable[[Exchange, Attempt, Answer], Result[Answer]] | None = None
+    post_attempt: Callable[[Exchange, Attempt], None] | None = None
     on_error: Callable[[Exchange, Attempt, UpstreamError], Result[Retry | Answer | None]] | None = None
     on_stream_chunk: Callable[[Exchange, Chunk], Sequence[Chunk]] | None = None
+    on_stream_error: Callable[[Exchange, Attempt, UpstreamError], Result[Resume | None]] | None = None
     post_response: Callable[[Exchange], Result[None]] | None = None
     on_complete: Callable[[Exchange], Result[None]] | None = None
     callers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -126,7 +131,7 @@ def _compose(
         if trace is not None:
             function = timed(function, partial(trace, plugin, hook), is_async=is_async)
         steps.append(Step(plugin, guard(function, rule.check, verdict, is_async=is_async), is_async))
-    run = _COMPOSE[rule.kind](steps)
+    run = at_once(steps) if rule.is_plain and rule.kind in (Kind.ALL, Kind.FIRST) else _COMPOSE[rule.kind](steps)
     return around(wrappers, run) if wrappers else run
 
 

@@ -7,8 +7,8 @@ other place would be a bug.
 
 A hook may leave out arguments that it does not need. It may be `def` or `async def`, except where its manual
 says plain `def`. With `wrapper=True` it is a plain generator around all the others, with one `yield` that gives
-their result or raises their error; hooks of kind "all" and "first result" take wrappers. A cancelled request
-stays cancelled, whatever a wrapper does.
+their result or raises their error; hooks of kind "all" and "first result" take wrappers, unless they must be a
+plain `def`. A cancelled request stays cancelled, whatever a wrapper does.
 
 Failing closed means: what a plugin raises ends the request. An LLMProxyError is the plugin's own word to the
 client and is answered as it is; anything else, and a result that the hook does not allow, is answered with 500
@@ -25,7 +25,7 @@ import pluggy
 if TYPE_CHECKING:
     from llmproxy.config import Config
     from llmproxy.errors import UpstreamError
-    from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Principal, Retry, Target
+    from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Hedge, Principal, Resume, Retry, Target
     from llmproxy.providers import Provider
     from llmproxy.services import Commands, Router, Services
 
@@ -132,7 +132,7 @@ def narrow_targets(exchange: Exchange, targets: Sequence[Target]) -> Sequence[Ta
 def choose_provider(exchange: Exchange) -> Target | None:
     """Choose the target of the next attempt from `exchange.targets`.
 
-    When: before every attempt; earlier ones stand in `exchange.attempts`.
+    When: before every attempt but a hedge's; earlier ones stand in `exchange.attempts`.
     Returns: one of the remaining targets; None leaves it to the next plugin, and at last to core, which takes
     the first target in order that has not been tried.
     Failure: fails closed: the request is answered with 500.
@@ -144,8 +144,46 @@ def choose_provider(exchange: Exchange) -> Target | None:
 def pre_attempt(exchange: Exchange, attempt: Attempt) -> None:
     """See, and if need be edit, what one attempt will send (`attempt.request.set`).
 
-    When: before every attempt. `attempt.request` is rebuilt from the client's request each time.
+    When: before every attempt. `attempt.request` is rebuilt from the client's request each time. What waits here waits
+    within the exchange's deadline. An UpstreamError raised here is the attempt's failure.
     Failure: fails closed: the request is answered with 500.
+    """
+    raise AssertionError
+
+
+@hookspec(firstresult=True)
+def hedge(exchange: Exchange, attempt: Attempt) -> Hedge | None:
+    """Have a second attempt begin elsewhere when this one is slow: the first answer wins, the other is given up.
+
+    When: as an attempt begins, unless it is a hedge itself. Must be a plain `def`.
+    Returns: a Hedge with one of `exchange.targets`; None for none.
+    Failure: fails closed: the request is answered with 500.
+    """
+    raise AssertionError
+
+
+@hookspec
+def on_answer(exchange: Exchange, attempt: Attempt, answer: Answer) -> Answer | None:
+    """See a provider's answer before any of it goes out; replace it, or put a stream of your own around its stream.
+
+    When: once for each attempt that brought an answer, whole or, for a stream, with its first content.
+    `on_stream_chunk` and `post_response` come later. A stream that is put around another passes bytes on: nothing is
+    decoded for it.
+    Returns: the Answer to go on with; None leaves it as it is. Each plugin gets what the one before it made of it.
+    Failure: fails closed; but an UpstreamError is the attempt's failure, as if the provider had sent no answer.
+    Order: inside-out, the last plugin of the configuration first.
+    """
+    raise AssertionError
+
+
+@hookspec
+def post_attempt(exchange: Exchange, attempt: Attempt) -> None:
+    """Take note of how an attempt ended: whole, as a stream that has ended, failed, given up or cut off.
+
+    When: exactly once for every attempt, when nothing more comes of it. `attempt.error`, `usage`, `cost` and
+    `duration_seconds` are filled. Must be a plain `def`.
+    Failure: isolated: logged and counted, the others still run.
+    Order: inside-out, the last plugin of the configuration first.
     """
     raise AssertionError
 
@@ -155,8 +193,8 @@ def on_error(exchange: Exchange, attempt: Attempt, error: UpstreamError) -> Retr
     """Say what follows when an attempt failed before anything reached the client.
 
     When: after each failed attempt; `error.failure` classifies it.
-    Returns: Retry to try again (after `after_seconds`), an Answer to serve instead, None to give up. The loop,
-    its limit of attempts and its deadline are core's.
+    Returns: Retry to try again (after `after_seconds`), an Answer to serve instead, None to give up with this error;
+    raise another attempt's error to give up with that one. The loop, its limit of attempts and its deadline are core's.
     Failure: fails closed: the request is answered with 500.
     """
     raise AssertionError
@@ -175,6 +213,18 @@ def on_stream_chunk(exchange: Exchange, chunk: Chunk) -> Sequence[Chunk] | None:
     each chunk that this one let out, and its own last call after all of them.
     Failure: fails closed: the stream ends with an error event.
     Order: inside-out, the last plugin of the configuration first.
+    """
+    raise AssertionError
+
+
+@hookspec(firstresult=True)
+def on_stream_error(exchange: Exchange, attempt: Attempt, error: UpstreamError) -> Resume | None:
+    """Say how a stream goes on that was cut after the client had part of it.
+
+    When: when a provider's stream fails after its first content.
+    Returns: a Resume, whose request core makes attempts with as with the client's own; what their stream brings follows
+    what the client has. None ends the stream with an error event.
+    Failure: fails closed: the stream ends with an error event.
     """
     raise AssertionError
 

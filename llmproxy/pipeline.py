@@ -6,11 +6,11 @@ bytes → principal → request → candidates → (answer | target → attempt)
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+
+import orjson
 
 from llmproxy import records
 from llmproxy.accounting import Accounting
-from llmproxy.attempt import Attempts
 from llmproxy.attribution import attribution_of, timeout_seconds
 from llmproxy.catalogue import Catalogue, asked_fallbacks, check_model_name
 from llmproxy.config import AuditConfig
@@ -23,7 +23,8 @@ from llmproxy.errors import (
     Refused,
     UpstreamError,
 )
-from llmproxy.exchange import Answer, Attempt, Exchange, Outcome, Principal, Request, Target
+from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request, Target
+from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
@@ -35,9 +36,6 @@ from llmproxy.services import Clock, Log, Tasks
 from llmproxy.splice import decode_object
 from llmproxy.stream import BodyCapture, Client, relay
 
-# Whatever plugins wish for, one exchange never makes more attempts than this.
-MAX_ATTEMPTS: Final = 20
-
 
 class Pipeline:
     """Carries exchanges through one configuration's hooks, providers and models."""
@@ -48,7 +46,7 @@ class Pipeline:
         hooks: Hooks,
         keys: KeyRing,
         catalogue: Catalogue,
-        attempts: Attempts,
+        failover: Failover,
         accounting: Accounting,
         journal: Journal,
         audit: AuditConfig,
@@ -59,7 +57,7 @@ class Pipeline:
         self._hooks = hooks
         self._keys = keys
         self._catalogue = catalogue
-        self._attempts = attempts
+        self._failover = failover
         self._accounting = accounting
         self._journal = journal
         self._audit = audit
@@ -85,6 +83,13 @@ class Pipeline:
             except LLMProxyError as error:
                 return await self._refuse(exchange, client, error)
             return await self._carry(exchange, client)
+
+    async def handle_own(self, exchange: Exchange, document: Document, client: Client) -> None:
+        """Carry one exchange of the gateway's own, whose principal and attribution are known already."""
+        with self._exchanges:
+            check_model_name(document.get("model"))
+            self._admit(exchange, orjson.dumps(document), document)
+            await self._carry(exchange, client)
 
     async def _carry(self, exchange: Exchange, client: Client) -> None:
         """From the journal's first word on an exchange to its last."""
@@ -119,10 +124,16 @@ class Pipeline:
         body = await client.read_body()
         document = decode_object(body)
         check_model_name(document.get("model"))
-        exchange.request = Request(exchange.operation, body, document)
-        self._journal.begin(exchange.id, records.admission(exchange))
+        if (patience_seconds := timeout_seconds(exchange.headers)) is not None:
+            exchange.expires_monotonic = exchange.deadline_monotonic = exchange.started_monotonic + patience_seconds
+        self._admit(exchange, body, document)
         if exchange.request.is_stream:
             client.expect_stream([("x-llmproxy-request-id", exchange.id)])
+
+    def _admit(self, exchange: Exchange, body: bytes, document: Document) -> None:
+        """From here on there is a row to write."""
+        exchange.request = Request(exchange.operation, body, document)
+        self._journal.begin(exchange.id, records.admission(exchange))
 
     async def _answer(self, exchange: Exchange) -> Answer:
         exchange.candidates = self._candidates(exchange)
@@ -133,7 +144,7 @@ class Pipeline:
             exchange.targets = tuple(await self._hooks.narrow_targets(exchange, exchange.candidates))
         if not exchange.targets:
             raise Refused("No target that this request may use is left.", code="no_target_allowed", param="model")
-        return await self._attempt_until_answered(exchange)
+        return await self._failover.answer(exchange, exchange.request)
 
     def _candidates(self, exchange: Exchange) -> tuple[Target, ...]:
         """The model's own targets, then those the client asked for in case they fail; all in the workspace's region."""
@@ -149,53 +160,6 @@ class Pipeline:
             )
         return tuple(dict.fromkeys(allowed))
 
-    # Attempts
-
-    async def _attempt_until_answered(self, exchange: Exchange) -> Answer:
-        patience = timeout_seconds(exchange.headers)
-        deadline = exchange.started_monotonic + patience if patience is not None else float("inf")
-        while True:
-            attempt = self._attempts.begin(exchange, await self._choose(exchange))
-            exchange.attempts.append(attempt)
-            try:
-                return await self._attempt(exchange, attempt, deadline)
-            except UpstreamError as error:
-                answer = await self._after(exchange, attempt, error, deadline)
-            if answer is not None:
-                return answer
-
-    async def _attempt(self, exchange: Exchange, attempt: Attempt, deadline: float) -> Answer:
-        try:
-            if self._hooks.pre_attempt:
-                await self._hooks.pre_attempt(exchange, attempt)
-            left = deadline - attempt.started_monotonic
-            return await self._attempts.answer(exchange, attempt, left if left != float("inf") else None)
-        except LLMProxyError as error:
-            attempt.error = error
-            attempt.duration_seconds = self._clock.monotonic() - attempt.started_monotonic
-            raise
-
-    async def _choose(self, exchange: Exchange) -> Target:
-        if self._hooks.choose_provider and (target := await self._hooks.choose_provider(exchange)):
-            return target
-        tried = [attempt.target for attempt in exchange.attempts]
-        return min(exchange.targets, key=tried.count)
-
-    async def _after(
-        self, exchange: Exchange, attempt: Attempt, error: UpstreamError, deadline: float
-    ) -> Answer | None:
-        """What to serve instead, or None to try again; raises `error` when it is final."""
-        verdict = await self._hooks.on_error(exchange, attempt, error) if self._hooks.on_error else None
-        if isinstance(verdict, Answer):
-            return verdict
-        if verdict is None or len(exchange.attempts) >= MAX_ATTEMPTS:
-            raise error
-        if self._clock.monotonic() + verdict.after_seconds >= deadline:
-            exchange.decide("core", "gave up", "the client's deadline leaves no time for another attempt")
-            raise error
-        await self._clock.sleep(verdict.after_seconds)
-        return None
-
     # The way back
 
     async def _deliver(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
@@ -204,15 +168,32 @@ class Pipeline:
         if answer is None or answer.stream is None:
             return await self._deliver_whole(exchange, client, bodies)
         client.open_stream([*answer.headers, *answer_head(exchange, self._clock.monotonic())])
-        try:
-            await relay(exchange, answer.stream, client, self._hooks.on_stream_chunk, bodies.response)
-        except UpstreamError as error:
-            if exchange.attempts:
-                exchange.attempts[-1].error = error
-            raise
-        return None
+        stream: AnswerStream | None = answer.stream
+        while stream is not None:
+            try:
+                return await relay(exchange, stream, client, self._hooks.on_stream_chunk, bodies.response)
+            except UpstreamError as error:
+                stream = await self._resume(exchange, stream, error)
+        raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
+
+    async def _resume(self, exchange: Exchange, stream: AnswerStream, error: UpstreamError) -> AnswerStream | None:
+        """What follows on a stream that was cut; raises its error when nothing does."""
+        stream.close()
+        if not exchange.attempts:
+            raise error
+        attempt = exchange.attempts[-1]
+        attempt.error = error
+        self._failover.end(exchange, attempt)
+        if self._hooks.on_stream_error is None:
+            raise error
+        resume = await self._hooks.on_stream_error(exchange, attempt, error)
+        if resume is None:
+            raise error
+        exchange.answer = await self._failover.answer(exchange, resume.request)
+        return exchange.answer.stream
 
     async def _deliver_whole(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
+        self._end_attempts(exchange)
         self._accounting.settle(exchange)
         if self._hooks.post_response:
             await self._hooks.post_response(exchange)
@@ -246,8 +227,6 @@ class Pipeline:
     def _record(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
         """Settle and write the row. No await in here: nothing can come between an ending and its record."""
         exchange.duration_seconds = self._since_start(exchange)
-        for attempt in exchange.attempts:
-            attempt.duration_seconds = attempt.duration_seconds or self._clock.monotonic() - attempt.started_monotonic
         try:
             self._wind_up(exchange, bodies)
         except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
@@ -263,10 +242,15 @@ class Pipeline:
     def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:
         if exchange.answer is not None and exchange.answer.stream is not None:
             exchange.answer.stream.close()
+        self._end_attempts(exchange)
         self._accounting.settle(exchange)
         # Before every guard has had its say, the request may hold what must not be kept.
         if bodies.request is not None and (exchange.targets or exchange.answer):
             bodies.request.add(exchange.request.encode())
+
+    def _end_attempts(self, exchange: Exchange) -> None:
+        for attempt in exchange.attempts:
+            self._failover.end(exchange, attempt)
 
     async def _complete(self, exchange: Exchange, *, after_stream: bool) -> None:
         try:

@@ -114,6 +114,8 @@ def _identity(exchange: Exchange) -> Document:
         "metadata": dict(attribution.metadata),
         "trace_id": attribution.trace_id,
         "request_model": exchange.request.model,
+        "origin": exchange.origin,
+        "parent_id": exchange.parent_id,
     }
 
 
@@ -138,6 +140,7 @@ def _attempt(exchange: Exchange, attempt: Attempt) -> Document:
         **_usage_columns(attempt.usage),
         "cost_usd": _amount(attempt.cost),
         "cost_provenance": attempt.cost.provenance if attempt.cost else None,
+        "credential": attempt.target.credential,
     }
 
 
@@ -160,7 +163,7 @@ def _charge_columns(attempt: Attempt) -> Document:
 def _ledger(shared: Document) -> Document:
     """The same facts under the ledger's own names."""
     renamed = {"id": "request_id", "admitted_at": "occurred_at", "cost_usd": "amount_usd"}
-    left_out = {"session_id", "prompt_version", "tags", "metadata", "trace_id", "region"}
+    left_out = {"origin", "parent_id", "session_id", "prompt_version", "tags", "metadata", "trace_id", "region"}
     facts = {renamed.get(name, name): value for name, value in shared.items() if name not in left_out}
     return {**facts, "entry": 0, "kind": "exchange"}
 

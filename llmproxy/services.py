@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmproxy.errors import UpstreamError
-from llmproxy.exchange import Answer
+from llmproxy.exchange import Answer, Document, Exchange, Operation
 
 
 class Clock(Protocol):
@@ -173,6 +173,17 @@ class Commands(Protocol):
         """Add a click command or group."""
 
 
+class Exchanges(Protocol):
+    """Exchanges in the gateway's own name: what a plugin itself asks of a model."""
+
+    async def send(self, parent: Exchange, operation: Operation, document: Document, *, origin: str) -> Answer:
+        """The whole answer to a request that goes the way of every client's, with hooks, limits and a row of its own.
+
+        It is asked for by whoever asked for `parent`, in the name of the plugin `origin`; a plugin should leave alone
+        an exchange that has the plugin's own name as its `origin`. Raises the LLMProxyError it ended with.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a plugin or provider may use."""
@@ -182,4 +193,5 @@ class Services:
     http: HTTPClient
     log: Log
     tasks: Tasks
+    exchanges: Exchanges
     state_directory: Path

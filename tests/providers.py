@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from llmproxy.exchange import Operation, Request, Target
 from llmproxy.providers import Provider
 from llmproxy.providers.compatible import compatible_kinds
-from llmproxy.services import Clock, Database, HTTPClient, Services, SystemClock, Tasks, UpstreamRequest
+from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Services, SystemClock, Tasks, UpstreamRequest
 
 KINDS = {kind.kind: kind for kind in compatible_kinds()}
 PARTS = {
@@ -33,6 +33,7 @@ def services(clock: Clock | None = None) -> Services:
         http=cast("HTTPClient", None),
         log=cast("Any", logging.getLogger("test")),
         tasks=cast("Tasks", asyncio),
+        exchanges=cast("Exchanges", None),
         state_directory=Path(),
     )
 

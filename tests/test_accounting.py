@@ -24,7 +24,7 @@ REFUSED = UpstreamRefused("No.", failure=Failure.OVERLOADED, upstream_status=503
 
 def accounting(*prices: PriceConfig) -> Accounting:
     """An accounting for one vendor."""
-    return Accounting({"groq": provider("groq")}, PriceBook(prices), SystemClock())
+    return Accounting({("groq", None): provider("groq")}, PriceBook(prices), SystemClock())
 
 
 def attempt(error: LLMProxyError | None = None, *, usage: Usage | None = None, events: bytes | None = None) -> Attempt:

@@ -163,10 +163,10 @@ async def transport() -> AsyncIterator[HTTPTransport]:
 async def attempt_at(upstream: ScriptedUpstream, transport: HTTPTransport, **members: Any) -> tuple[Attempt, Answer]:
     """One attempt of core's at a scripted upstream."""
     made = provider(api_key=KEY, base_url=upstream.origin)
-    attempts = Attempts({"anthropic": made}, transport, Timeouts(), SystemClock())
+    attempts = Attempts({("anthropic", None): made}, transport, Timeouts(), SystemClock())
     exchange = make_exchange(**{"model": f"anthropic/{NEW}", **members})
-    attempt = attempts.begin(exchange, Target("anthropic", NEW))
-    return attempt, await attempts.answer(exchange, attempt, None)
+    attempt = attempts.begin(exchange, exchange.request, Target("anthropic", NEW))
+    return attempt, await attempts.answer(exchange, attempt)
 
 
 async def test_a_whole_answer(transport: HTTPTransport) -> None:

@@ -139,7 +139,7 @@ def test_a_missing_key_is_said_plainly() -> None:
 def test_a_deployment_costs_what_its_base_model_costs() -> None:
     """`base_models` says what a deployment runs; without it the deployment is unpriced, never free."""
     provider = azure(base_models={"my-deployment": "gpt-4o"})
-    accounting = Accounting({"azure": provider}, PriceBook([]), SystemClock())
+    accounting = Accounting({("azure", None): provider}, PriceBook([]), SystemClock())
     used = Usage(uncached_input_tokens=1000, text_output_tokens=100)
     direct = accounting.cost(Target("azure", "gpt-4o"), used).amount_usd
     assert direct is not None
@@ -151,7 +151,7 @@ def test_a_deployment_costs_what_its_base_model_costs() -> None:
 def test_the_operators_own_price_wins_by_the_deployments_name() -> None:
     """A price section names what clients ask for, not what runs behind it."""
     prices = PriceBook([PriceConfig(match="azure/my-deployment", free=True)])
-    accounting = Accounting({"azure": azure(base_models={"my-deployment": "gpt-4o"})}, prices, SystemClock())
+    accounting = Accounting({("azure", None): azure(base_models={"my-deployment": "gpt-4o"})}, prices, SystemClock())
     assert accounting.cost(TARGET, Usage(uncached_input_tokens=1000)).amount_usd == 0
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from llmproxy.exchange import Target
 from llmproxy.providers.bedrock import Bedrock
 from llmproxy.providers.bedrock.aws import fixed_credentials, signature_headers
 from llmproxy.providers.bedrock.config import BedrockConfig
-from llmproxy.services import Services
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import Clock, Reply, ScriptedUpstream, document
 from llmproxy.testing.connections import wait_until
@@ -51,7 +51,7 @@ async def started(clock: Clock, **section: Any) -> AsyncIterator[Bedrock]:
     """A provider with AWS credentials at work."""
     tasks = BackgroundTasks(structlog.get_logger())
     given = services(clock)
-    made = Services(clock, given.database, given.http, structlog.get_logger(), tasks, given.state_directory)
+    made = replace(given, clock=clock, log=structlog.get_logger(), tasks=tasks)
     settings = {"region": "eu-west-1", **section}
     provider = Bedrock("bedrock", BedrockConfig.model_validate(settings), made)
     await provider.startup()

@@ -21,11 +21,19 @@ EXAMPLE = Path(__file__).parents[1] / "config.example.yaml"
 # Where the example says more than the default would.
 CHOSEN = {
     ("ProviderConfig", "kind"),
+    ("ProviderConfig", "api_keys"),
     ("ProviderConfig", "base_url"),
     ("ProviderConfig", "region"),
     ("ProviderConfig", "models"),
     ("ModelConfig", "fallbacks"),
     ("PriceConfig", "free"),
+    ("PriceConfig", "factor"),
+    ("PriceConfig", "long_context"),
+    *(
+        (model, f"{way}_usd_per_mtok")
+        for model in ("RatesConfig", "PriceConfig", "LongContextConfig")
+        for way in ("input", "output")
+    ),
     ("ServerConfig", "tls"),
 }
 
@@ -48,6 +56,12 @@ def keys_with_comments() -> Iterator[tuple[str, str, str | None]]:
         above = line
 
 
+def written_as(model: type[BaseModel], key: str) -> str:
+    """What a key is called in the file, where that is no name in Python."""
+    alias = model.model_fields[key].validation_alias
+    return alias if isinstance(alias, str) else key
+
+
 def meaning(model: type[BaseModel], key: str) -> str:
     """What a model says of a key: the field's description, or what its section says of itself."""
     field = model.model_fields[key]
@@ -65,7 +79,7 @@ def defaulted_keys() -> Iterator[tuple[type[Section], str, FieldInfo]]:
 def test_every_key_stands_in_the_example_with_its_meaning() -> None:
     """Each key of each model stands in the example, under a comment that is the model's own description."""
     written = {(key, comment) for key, _, comment in keys_with_comments()}
-    wanted = {(key, meaning(model, key)) for model in section_models() for key in model.model_fields}
+    wanted = {(written_as(model, key), meaning(model, key)) for model in section_models() for key in model.model_fields}
     assert wanted - written == set()
 
 
@@ -76,7 +90,7 @@ def test_the_example_shows_the_defaults() -> None:
         written.setdefault((key, comment), set()).add(value)
     for model, key, field in defaulted_keys():
         default = field.get_default(call_default_factory=True)
-        values = written[key, meaning(model, key)]
+        values = written[written_as(model, key), meaning(model, key)]
         shown = [
             TypeAdapter[object](field.annotation or object).validate_python(yaml.safe_load(value)) for value in values
         ]

@@ -56,11 +56,11 @@ def batch(texts: object, **members: object) -> Request:
 async def answered(max_texts: int, asked: Request) -> tuple[Document, Attempt]:
     """The answer of a provider that takes only so many texts in a call, and how the attempt went."""
     provider = InParts(max_texts)
-    attempts = Attempts({"demo": provider}, cast("Any", None), Timeouts(), SystemClock())
+    attempts = Attempts({("demo", None): provider}, cast("Any", None), Timeouts(), SystemClock())
     exchange = make_exchange()
     exchange.request = asked
-    attempt = attempts.begin(exchange, Target("demo", "embed"))
-    answer = await attempts.answer(exchange, attempt, None)
+    attempt = attempts.begin(exchange, exchange.request, Target("demo", "embed"))
+    answer = await attempts.answer(exchange, attempt)
     decoded: Document = orjson.loads(answer.body)
     return decoded, attempt
 

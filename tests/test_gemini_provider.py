@@ -240,9 +240,9 @@ async def exchanged(upstream: ScriptedUpstream, request: Request) -> tuple[Attem
         provider = gemini(base_url=f"{upstream.origin}/v1beta")
         exchange = make_exchange()
         exchange.request = request
-        attempts = Attempts({"gemini": provider}, transport, Timeouts(), SystemClock())
-        attempt = attempts.begin(exchange, Target("gemini", request.model))
-        answer = await attempts.answer(exchange, attempt, None)
+        attempts = Attempts({("gemini", None): provider}, transport, Timeouts(), SystemClock())
+        attempt = attempts.begin(exchange, exchange.request, Target("gemini", request.model))
+        answer = await attempts.answer(exchange, attempt)
         pieces = [answer.body]
         while answer.stream is not None and (piece := await answer.stream.read()):
             pieces.append(piece)

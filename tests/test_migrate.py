@@ -45,8 +45,9 @@ async def fetch_value(url: str, query: str) -> object:
 async def test_core_applies_to_an_empty_database_once(empty_database_url: str) -> None:
     """The first run applies core's files, `pending` says so beforehand, the second run applies nothing."""
     components = [core_component()]
-    assert [migration.version for migration in await pending(empty_database_url, components)] == [1]
-    assert [migration.name for migration in await migrate(empty_database_url, components)] == ["0001_core.sql"]
+    files = sorted(path.name for path in core_component().directory.glob("*.sql"))
+    assert [migration.name for migration in await pending(empty_database_url, components)] == files
+    assert [migration.name for migration in await migrate(empty_database_url, components)] == files
     assert await pending(empty_database_url, components) == []
     assert await migrate(empty_database_url, components) == []
 
@@ -62,11 +63,11 @@ async def test_components_apply_in_order(empty_database_url: str, tmp_path: Path
 
 def test_eight_processes_at_once(empty_database_url: str) -> None:
     """Eight processes that migrate an empty database at the same moment all succeed; one of them did the work."""
-    directory = str(core_component().directory)
-    processes = [spawn(MIGRATE, empty_database_url, directory) for _ in range(8)]
+    directory = core_component().directory
+    processes = [spawn(MIGRATE, empty_database_url, str(directory)) for _ in range(8)]
     results = [(process.communicate(), process.returncode) for process in processes]
     assert [code for _, code in results] == [0] * 8, results
-    assert sorted(output.strip() for (output, _), _ in results) == ["0"] * 7 + ["1"]
+    assert sorted(output.strip() for (output, _), _ in results) == ["0"] * 7 + [str(len(list(directory.glob("*.sql"))))]
 
 
 async def test_concurrent_index_outside_a_transaction(empty_database_url: str, tmp_path: Path) -> None:

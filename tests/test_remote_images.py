@@ -323,14 +323,14 @@ async def asked_of(
     """What a vendor is sent for a request with an image by address."""
     engine = HTTPTransport()
     provider = vendor(upstream.origin)
-    attempts = Attempts({"v": provider}, engine, Timeouts(), SystemClock(), images=images)
+    attempts = Attempts({("v", None): provider}, engine, Timeouts(), SystemClock(), images=images)
     exchange = make_exchange(model="v/m", messages=[user({"url": f"{upstream.origin}/cat"})])
     try:
         for _ in range(attempts_made):
-            attempt = attempts.begin(exchange, Target("v", "anthropic.claude-sonnet-4-5"))
+            attempt = attempts.begin(exchange, exchange.request, Target("v", "anthropic.claude-sonnet-4-5"))
             exchange.attempts.append(attempt)
             try:
-                await attempts.answer(exchange, attempt, None)
+                await attempts.answer(exchange, attempt)
             except UpstreamError as error:
                 attempt.error = error
     finally:

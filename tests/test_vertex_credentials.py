@@ -224,9 +224,9 @@ async def test_a_token_carries_a_whole_exchange() -> None:
         transport = HTTPTransport()
         exchange = make_exchange()
         exchange.request = chat({"model": MODEL, "messages": [USER]})
-        attempts = Attempts({"vertex": vertex}, transport, Timeouts(), SystemClock())
-        attempt = attempts.begin(exchange, Target("vertex", MODEL))
-        answer = await attempts.answer(exchange, attempt, None)
+        attempts = Attempts({("vertex", None): vertex}, transport, Timeouts(), SystemClock())
+        attempt = attempts.begin(exchange, exchange.request, Target("vertex", MODEL))
+        answer = await attempts.answer(exchange, attempt)
         await transport.close()
         [sent] = upstream.requests
         assert sent.headers.get("authorization") == "Bearer ya29.one"

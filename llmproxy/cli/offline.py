@@ -6,14 +6,15 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from llmproxy.cli.settings import Settings
 from llmproxy.config import Config, DatabaseConfig
 from llmproxy.config_document import load_config
 from llmproxy.db import Postgres
 from llmproxy.embedded import EmbeddedPostgres
-from llmproxy.errors import StorageError
+from llmproxy.errors import StorageError, Unavailable
+from llmproxy.exchanges import OwnExchanges
 from llmproxy.logs import make_log
 from llmproxy.migrate import core_component, migrate, pending
 from llmproxy.services import Database, Log, Services, SystemClock
@@ -35,8 +36,13 @@ def offline_services(settings: Settings, log: Log) -> Services:
         http=UpstreamHTTP(HTTPTransport()),
         log=log,
         tasks=tasks,
+        exchanges=OwnExchanges(_nothing_is_served, clock),
         state_directory=settings.state_path.resolve(),
     )
+
+
+def _nothing_is_served() -> NoReturn:
+    raise Unavailable("Nothing is served by this command; ask a gateway that runs.")
 
 
 def read_core(settings: Settings) -> Config:

@@ -142,3 +142,7 @@ class Provider:
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """The vendor's error response as an UpstreamError, classified once for failover."""
         return error_of(status, headers, body)
+
+
+# Every provider by its name and the label of one of its keys; None where it has one key, or none.
+Endpoints = Mapping[tuple[str, str | None], Provider]

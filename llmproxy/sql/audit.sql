@@ -1,6 +1,7 @@
 -- name: record_batch
 -- One statement, so a batch is one round trip and goes in whole or not at all. The rest of a record goes in only
--- together with its request: whatever was recorded before, by whomever, is neither changed nor added to.
+-- together with its request: whatever was recorded before, by whomever, is neither changed nor added to. Gives the ids
+-- of the requests that were not there yet.
 WITH recorded AS (
     INSERT INTO requests ({requests})
     SELECT {requests} FROM json_populate_recordset(NULL::requests, $1::text::json)
@@ -16,11 +17,13 @@ WITH recorded AS (
     SELECT {ledger_entries} FROM json_populate_recordset(NULL::ledger_entries, $3::text::json)
     WHERE request_id IN (SELECT id FROM recorded)
     ON CONFLICT DO NOTHING
+), bodied AS (
+    INSERT INTO request_bodies (request_id, admitted_at, request, response, request_truncated, response_truncated)
+    SELECT request_id, admitted_at, decode(request, 'base64'), decode(response, 'base64'), request_truncated, response_truncated
+    FROM json_to_recordset($4::text::json) AS body (
+        request_id uuid, admitted_at timestamptz, request text, response text, request_truncated boolean, response_truncated boolean
+    )
+    WHERE request_id IN (SELECT id FROM recorded)
+    ON CONFLICT DO NOTHING
 )
-INSERT INTO request_bodies (request_id, admitted_at, request, response, request_truncated, response_truncated)
-SELECT request_id, admitted_at, decode(request, 'base64'), decode(response, 'base64'), request_truncated, response_truncated
-FROM json_to_recordset($4::text::json) AS body (
-    request_id uuid, admitted_at timestamptz, request text, response text, request_truncated boolean, response_truncated boolean
-)
-WHERE request_id IN (SELECT id FROM recorded)
-ON CONFLICT DO NOTHING
+SELECT id::text FROM recorded

@@ -11,19 +11,14 @@ import orjson
 import structlog
 
 from llmproxy.attribution import attribution_of
+from llmproxy.endpoints import PATHS
 from llmproxy.exchange import Exchange, Operation, Principal, Request, Target
 from llmproxy.hooks import RegisteredPlugin, resolve
 from llmproxy.ids import new_id
-from llmproxy.services import Clock, Database, HTTPClient, Log, Services
+from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Log, Services
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import clock as standing
 from llmproxy.testing.http1 import Fields
-
-PATHS = {
-    Operation.CHAT: "/v1/chat/completions",
-    Operation.TEXT_COMPLETION: "/v1/completions",
-    Operation.EMBEDDINGS: "/v1/embeddings",
-}
 
 
 def make_exchange(
@@ -53,7 +48,11 @@ def make_exchange(
 
 
 def make_services(
-    *, clock: Clock | None = None, database: Database | None = None, http: HTTPClient | None = None
+    *,
+    clock: Clock | None = None,
+    database: Database | None = None,
+    http: HTTPClient | None = None,
+    exchanges: Exchanges | None = None,
 ) -> Services:
     """Services for a plugin that is made by hand; what is left out says so when the plugin uses it.
 
@@ -66,6 +65,7 @@ def make_services(
         http=http or cast("HTTPClient", _Missing("http")),
         log=log,
         tasks=BackgroundTasks(log),
+        exchanges=exchanges or cast("Exchanges", _Missing("exchanges")),
         state_directory=cast("Path", _Missing("state_directory")),
     )
 
