@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from datetime import datetime
 from decimal import Decimal
+from itertools import product
 
 from llmproxy import estimate
+from llmproxy.allowances import WorstCase
+from llmproxy.ceilings import input_ceiling_tokens, output_ceiling_tokens, search_ceiling
 from llmproxy.errors import UpstreamRefused, UpstreamSuperseded, UpstreamTimeout
 from llmproxy.exchange import Attempt, Cost, Exchange, Operation, StreamProgress, Target, Usage
+from llmproxy.offers import Offers
+from llmproxy.prices import Prices, is_empty
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Endpoints
+from llmproxy.service_tiers import possible_tiers, service_tier
 from llmproxy.services import Clock
 
 
@@ -18,7 +25,7 @@ class Accounting:
 
     def __init__(self, endpoints: Endpoints, prices: PriceBook, clock: Clock) -> None:
         self._endpoints = endpoints
-        self._prices = prices
+        self._offers = Offers(prices)
         self._clock = clock
 
     def settle(self, exchange: Exchange) -> None:
@@ -29,13 +36,37 @@ class Accounting:
         exchange.usage = used[-1].usage if used else None
         exchange.cost = total([attempt.cost for attempt in used if attempt.cost is not None])
 
-    def cost(self, target: Target, usage: Usage) -> Cost:
-        """What this usage costs at a target; unpriced when no price is known."""
+    def cost(self, target: Target, usage: Usage, at: datetime | None = None) -> Cost:
+        """What this usage costs at a target, now or at another time; unpriced when no price is known."""
+        prices = self.prices(target, at or self._clock.now(), usage.service_tier, usage.region)
+        return PriceBook.cost(usage, prices)
+
+    def prices(
+        self, target: Target, at: datetime, service_tier: str | None = None, region: str | None = None
+    ) -> Prices | None:
+        """What a target costs at a time, served in a tier and a region that the answer names; None when not known."""
         provider = self._endpoints.get((target.provider, target.credential))
-        price_provider = provider.price_provider if provider else None
-        price_model = provider.price_model(target.model) if provider else None
-        prices = self._prices.prices(target, price_provider, self._clock.now(), price_model=price_model)
-        return self._prices.cost(usage, prices)
+        return self._offers.prices(provider, target, at, service_tier, region)
+
+    def worst_case(self, attempt: Attempt, default_output_tokens: int) -> WorstCase:
+        """The most that an attempt can use and cost, in whichever tier and region it is served.
+
+        Args:
+            default_output_tokens: What an answer may have when neither the request nor the model sets a limit.
+        """
+        provider = self._endpoints[attempt.target.provider, attempt.target.credential]
+        facts = self._offers.facts(provider, attempt.target.model)
+        document = attempt.request.document
+        input_tokens = input_ceiling_tokens(attempt.request, facts.context_window_tokens)
+        output_tokens = output_ceiling_tokens(attempt.request, facts.max_output_tokens, default_output_tokens)
+        searches = search_ceiling(document)
+        units = {"web_searches": searches} if searches else None
+        prices = self._possible_prices(attempt, provider.priced_regions)
+        amounts = [each.ceiling_usd(input_tokens, output_tokens, units) for each in prices if each is not None]
+        known = [amount for amount in amounts if amount is not None]
+        if len(known) < len(prices):
+            return WorstCase(input_tokens, output_tokens, None)
+        return WorstCase(input_tokens, output_tokens, max(known), prices[0].source if prices[0] else None)
 
     def settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """Fill in usage and cost of one attempt."""
@@ -45,10 +76,21 @@ class Accounting:
         if attempt.progress is not None:
             attempt.finish_reasons = attempt.progress.finish_reasons
             attempt.usage = self._streamed_usage(attempt, attempt.progress)
+        if attempt.usage is not None and is_empty(attempt.usage):
+            # No request is without a token: this one's were not told.
+            attempt.usage = None
         if attempt.usage is None and was_served(attempt):
-            attempt.usage = estimate.estimated(exchange.request.size_bytes, _output_tokens(exchange, attempt))
+            attempt.usage = _guessed_usage(exchange, attempt)
         if attempt.usage is not None:
-            attempt.cost = self.cost(attempt.target, attempt.usage)
+            # By the price at its beginning, which was reserved: settling again later comes to the same.
+            attempt.cost = self.cost(attempt.target, attempt.usage, attempt.started_at)
+
+    def _possible_prices(self, attempt: Attempt, regions: Sequence[str]) -> Sequence[Prices | None]:
+        """The usual price first, then those of the tiers and regions that the answer may come in."""
+        document = attempt.request.document
+        tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
+        ways = product(tiers, (None, *regions))
+        return [self.prices(attempt.target, attempt.started_at, tier, region) for tier, region in ways]
 
     def _streamed_usage(self, attempt: Attempt, progress: StreamProgress) -> Usage | None:
         """What a stream told of its usage; of one that was cut, at least what was seen."""
@@ -58,7 +100,7 @@ class Accounting:
         if told is None or progress.is_complete or told.output_tokens >= progress.estimated_tokens:
             return told
         unseen_tokens = progress.estimated_tokens - told.output_tokens
-        return replace(told, text_output_tokens=told.text_output_tokens + unseen_tokens, provenance="estimated")
+        return told._replace(text_output_tokens=told.text_output_tokens + unseen_tokens, provenance="estimated")
 
 
 def was_served(attempt: Attempt) -> bool:
@@ -78,18 +120,27 @@ def was_served(attempt: Attempt) -> bool:
 
 def total(costs: list[Cost]) -> Cost | None:
     """The sum of some costs: as certain as the least certain of them, and unpriced when any of them is."""
-    if not costs:
-        return None
+    if len(costs) < 2:
+        return costs[0] if costs else None
     amounts = [cost.amount_usd for cost in costs]
     amount = None if None in amounts else sum((a for a in amounts if a is not None), Decimal(0))
     provenance = max((cost.provenance for cost in costs), key=("measured", "estimated", "assumed").index)
     return Cost(amount, provenance, costs[-1].price_source)
 
 
-def _output_tokens(exchange: Exchange, attempt: Attempt) -> int:
-    if attempt.request.operation is Operation.EMBEDDINGS:
-        return 0
+def _guessed_usage(exchange: Exchange, attempt: Attempt) -> Usage:
+    usage = _usage_by_size(exchange, attempt)
+    asked = None if "service_tier" in attempt.dropped else attempt.request.document.get("service_tier")
+    return usage._replace(service_tier=service_tier(asked))
+
+
+def _usage_by_size(exchange: Exchange, attempt: Attempt) -> Usage:
+    request = attempt.request
     if attempt.progress is not None:
-        return attempt.progress.estimated_tokens
-    answered = exchange.answer is not None and attempt.error is None and attempt is exchange.attempts[-1]
-    return estimate.tokens_in(len(exchange.answer.body)) if answered and exchange.answer else 0
+        return estimate.estimated(request, attempt.progress.estimated_tokens)
+    if exchange.answer is not None and attempt.error is None and attempt is exchange.attempts[-1]:
+        is_vectors = request.operation is Operation.EMBEDDINGS
+        return estimate.estimated(request, 0 if is_vectors else estimate.tokens_in(len(exchange.answer.body)))
+    if request.is_stream:
+        return estimate.estimated(request, 0)
+    return estimate.unseen(request, attempt.duration_seconds or 0.0)

@@ -14,14 +14,14 @@ from llmproxy.dialects.upstream_events import decode_object
 from llmproxy.errors import UpstreamBroken, UpstreamError
 from llmproxy.exchange import Document, Request
 from llmproxy.providers import Provider, StreamDecoder
-from llmproxy.upstream import TimedResponse
+from llmproxy.services import UpstreamResponse
 
 MAX_ANSWER_BYTES: Final = 67_108_864
 _MAX_ERROR_BYTES: Final = 1_048_576
 _STREAM_TYPES: Final = ("text/event-stream", "application/vnd.amazon.eventstream")
 
 
-async def refusal(provider: Provider, response: TimedResponse) -> UpstreamError:
+async def refusal(provider: Provider, response: UpstreamResponse) -> UpstreamError:
     """The error that a response with another status than a success is."""
     if response.status < 400:
         return UpstreamBroken("The provider answered with a redirect, which is not followed.")
@@ -48,7 +48,7 @@ class _FunctionCalls:
         return function_call_events(self._decoder.finish())
 
 
-async def whole_answer(provider: Provider, request: Request, response: TimedResponse) -> tuple[bytes, Document]:
+async def whole_answer(provider: Provider, request: Request, response: UpstreamResponse) -> tuple[bytes, Document]:
     """The whole answer in OpenAI's form, and decoded."""
     if response.headers.get("content-type", "").startswith(_STREAM_TYPES):
         body = await _collected(request, provider, response)
@@ -64,7 +64,7 @@ async def whole_answer(provider: Provider, request: Request, response: TimedResp
     return body, document
 
 
-async def _collected(request: Request, provider: Provider, response: TimedResponse) -> bytes:
+async def _collected(request: Request, provider: Provider, response: UpstreamResponse) -> bytes:
     """The answer to a request that was streamed for its length alone: `prepare` asked for it, the client did not."""
     decoder, collector, size_bytes = provider.stream_decoder(request), ChunkCollector(), 0
     while data := await response.read():

@@ -4,17 +4,25 @@ Beside the classes, which say themselves what they are:
 
     Document: A decoded JSON object.
     Headers: Header fields as pairs of name and value, in order.
+    LedgerShare: What of the ledger an allowance is held to: its `unit` and what columns of the entries have to be.
     Pattern: A name pattern in a configuration, never empty.
     RouteHandler: What `Router.add` takes: an async function from a RouteRequest to an Answer.
     Row: One row of a query's result, by column name.
     Seconds: A duration in a configuration, greater than zero.
     TimeoutPhase: Which of the four timers of an attempt ran out.
+    completion_events: A whole completion as the server-sent events of a streamed one.
+    encode_event: A server-sent event with some data.
+    event_data: The data of a server-sent event.
     hookimpl: Marks a method as the implementation of the hook of the same name.
+    lies_within: Whether a target's region satisfies a constraint.
 """
 
 from __future__ import annotations
 
-from llmproxy.config import Pattern, ProviderConfig, Seconds, Section, Timeouts
+from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, LedgerShare, WorstCase
+from llmproxy.config import Config, Pattern, ProviderConfig, Seconds, Section, Timeouts
+from llmproxy.dialects.chat_collect import ChunkCollector
+from llmproxy.dialects.chat_events import completion_events
 from llmproxy.errors import (
     BadRequest,
     BodyTooLarge,
@@ -42,6 +50,7 @@ from llmproxy.errors import (
     UpstreamSuperseded,
     UpstreamTimeout,
     UpstreamUnreachable,
+    UpstreamUnsupported,
 )
 from llmproxy.exchange import (
     Answer,
@@ -63,11 +72,13 @@ from llmproxy.exchange import (
     Retry,
     State,
     StateKey,
+    StreamProgress,
     Target,
     Usage,
 )
 from llmproxy.hookspecs import hookimpl
 from llmproxy.providers import Provider, StreamDecoder, Transport
+from llmproxy.regions import lies_within
 from llmproxy.services import (
     Clock,
     Commands,
@@ -76,6 +87,9 @@ from llmproxy.services import (
     Exchanges,
     HTTPClient,
     Log,
+    Pricing,
+    Quotas,
+    Reservation,
     RouteHandler,
     Router,
     RouteRequest,
@@ -85,8 +99,12 @@ from llmproxy.services import (
     UpstreamRequest,
     UpstreamResponse,
 )
+from llmproxy.sse import SSEDecoder, encode_event, event_data
 
 __all__ = [
+    "Allowance",
+    "AllowanceExhausted",
+    "AllowanceUsage",
     "Answer",
     "AnswerStream",
     "Attempt",
@@ -95,10 +113,12 @@ __all__ = [
     "BodyTooLarge",
     "BudgetExceeded",
     "Chunk",
+    "ChunkCollector",
     "ClientDisconnected",
     "ClientError",
     "Clock",
     "Commands",
+    "Config",
     "ConfigError",
     "Conflict",
     "Connection",
@@ -112,7 +132,9 @@ __all__ = [
     "HTTPClient",
     "Headers",
     "Hedge",
+    "HeldLease",
     "LLMProxyError",
+    "LedgerShare",
     "Log",
     "ModelNotAllowed",
     "ModelNotFound",
@@ -121,18 +143,22 @@ __all__ = [
     "Outcome",
     "Pattern",
     "PluginError",
+    "Pricing",
     "Principal",
     "Provider",
     "ProviderConfig",
+    "Quotas",
     "RateLimited",
     "Refused",
     "Request",
+    "Reservation",
     "Resume",
     "Retry",
     "RouteHandler",
     "RouteRequest",
     "Router",
     "Row",
+    "SSEDecoder",
     "Seconds",
     "Section",
     "Services",
@@ -140,6 +166,7 @@ __all__ = [
     "StateKey",
     "StorageError",
     "StreamDecoder",
+    "StreamProgress",
     "Target",
     "Tasks",
     "TimeoutPhase",
@@ -156,6 +183,12 @@ __all__ = [
     "UpstreamSuperseded",
     "UpstreamTimeout",
     "UpstreamUnreachable",
+    "UpstreamUnsupported",
     "Usage",
+    "WorstCase",
+    "completion_events",
+    "encode_event",
+    "event_data",
     "hookimpl",
+    "lies_within",
 ]

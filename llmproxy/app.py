@@ -13,13 +13,17 @@ from typing import Final
 from pydantic import SecretStr
 
 from llmproxy import estimate, records
-from llmproxy.admin import AdminEndpoints
+from llmproxy.admin import AdminEndpoints, AuditTrail
 from llmproxy.audit import Recorder
-from llmproxy.batch_writer import BatchWriter
+from llmproxy.audit_notary import ActionLog, Notary
+from llmproxy.batch_writer import COLUMNS, BatchWriter
+from llmproxy.body_cipher import body_cipher
+from llmproxy.chain_writer import ChainWriter
 from llmproxy.config import Config, WorkspaceConfig
+from llmproxy.current_prices import CurrentPrices
 from llmproxy.db import Postgres
 from llmproxy.endpoints import OPERATIONS, HealthEndpoints, ModelEndpoints
-from llmproxy.errors import LLMProxyError, MethodNotAllowed, NotFound, Unauthenticated
+from llmproxy.errors import LLMProxyError, MethodNotAllowed, NotFound, StorageError, Unauthenticated
 from llmproxy.exchange import Answer, Document, Exchange, Operation, Principal
 from llmproxy.exchanges import OwnExchanges
 from llmproxy.gateway import ConfigSource, Core, Gateway, refuse_fixed, resolve_configuration
@@ -31,6 +35,7 @@ from llmproxy.partitions import Partitions
 from llmproxy.plugins import PluginSource
 from llmproxy.public_addresses import is_public
 from llmproxy.queries import Queries
+from llmproxy.quotas import Quotas, QuotaSettlement
 from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Route
 from llmproxy.seat import BACKLOG
@@ -39,7 +44,7 @@ from llmproxy.services import Clock, Log, RouteRequest, Services, SystemClock
 from llmproxy.state import StateDirectory
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.tls import ServerTLS
-from llmproxy.upstream import HTTPTransport, UpstreamHTTP
+from llmproxy.upstream import HTTPTransport, ProviderTransport, UpstreamHTTP
 
 SWEEP_SECONDS: Final = 1.0
 # The steps of closing, each of which may be held up by somebody else; all of them fit into `seat.CLOSING_SECONDS`.
@@ -89,9 +94,15 @@ class App:
         self._tasks = BackgroundTasks(log)
         self._queries = Queries()
         self._database = Postgres(database_url, config.database, clock, log, self._tasks)
-        self._transport = HTTPTransport()
+        self._transport = ProviderTransport()
         # For addresses that clients choose.
         self._public_transport = HTTPTransport(is_public)
+        self._audit_keys = state.audit_keys(config.audit)
+        self._notary = Notary(self._queries, self._audit_keys, clock, log, state.audit_anchor)
+        self._chain = ChainWriter(
+            self._queries, self._notary, self._audit_keys, COLUMNS, config.audit, clock=clock, log=log
+        )
+        self._quotas = Quotas(self._database, self._queries, clock, log, self._tasks)
         self.services: Final = Services(
             clock=clock,
             database=self._database,
@@ -99,6 +110,8 @@ class App:
             log=log,
             tasks=self._tasks,
             exchanges=OwnExchanges(lambda: self.gateway.pipeline, clock),
+            pricing=CurrentPrices(lambda: self.gateway.accounting),
+            quotas=self._quotas,
             state_directory=state.path,
         )
         self.keys: Final = KeyRing(self._queries, clock, log, KeySnapshot(state.path / "keys.json"))
@@ -133,6 +146,15 @@ class App:
             self.keys.configure(workspaces)
             self._retire(old)
             self._log.info("config_reloaded")
+            await self._record_reload()
+
+    async def _record_reload(self) -> None:
+        try:
+            async with self._database.transaction() as connection:
+                await ActionLog(self._notary, "reload").record(connection, "configuration_reloaded")
+        except StorageError as error:
+            # What is served does not hang on it.
+            self._log.warning("reload_not_audited", error=error.message)
 
     def _retire(self, gateway: Gateway) -> None:
         """Stop a gateway in the background, once the requests that began with it have ended."""
@@ -182,10 +204,19 @@ class App:
         opened.callback(self._journal.close)
         opened.push_async_callback(self._tasks.cancel_all)
         self.recorder = await self._make_recorder()
+        self._tasks.start("audit checkpoints", self._chain.run(self._database))
+        opened.push_async_callback(self._chain.end, self._database)
+        self._quotas.start(self._journal)
+        opened.push_async_callback(self._quotas.close)
         opened.push_async_callback(self.recorder.shutdown, deadline_seconds=SHIPPING_SECONDS)
         await self.keys.start(self._database, self._tasks)
         self._core = Core(
-            self.services, self._transport, RemoteImages(self._public_transport), self._journal, self.keys
+            self.services,
+            self._transport,
+            RemoteImages(self._public_transport),
+            self._journal,
+            self._quotas,
+            self.keys,
         )
         self._health = HealthEndpoints(self._database, self._journal, self._tasks)
         self.gateway, workspaces = await self._make_gateway()
@@ -195,11 +226,22 @@ class App:
         self.recorder.startup()
 
     async def _make_recorder(self) -> Recorder:
-        partitions = Partitions(self._database, self._queries, self._config.audit, self._clock, self._log)
+        partitions = Partitions(
+            self._database, self._queries, self._config.audit, self._clock, self._log, notary=self._notary
+        )
         await partitions.try_to_maintain()
         self._tasks.start("partitions", partitions.run())
         rejected = self._state.journal / "rejected.jsonl"
-        writer = BatchWriter(self._database, self._queries, partitions, rejected, clock=self._clock, log=self._log)
+        writer = BatchWriter(
+            self._database,
+            self._queries,
+            partitions,
+            rejected,
+            clock=self._clock,
+            log=self._log,
+            # The chain last, for its checkpoints make other workers wait until this batch is committed.
+            parts=[QuotaSettlement(self._queries), self._chain],
+        )
         return Recorder(
             self._journal,
             writer,
@@ -208,6 +250,7 @@ class App:
             log=self._log,
             tasks=self._tasks,
             interrupted=self._interrupted,
+            replayed=self._quotas.replayed,
         )
 
     async def _make_gateway(self) -> tuple[Gateway, Mapping[str, WorkspaceConfig]]:
@@ -225,6 +268,9 @@ class App:
             self._database,
             self._queries,
             self._clock,
+            audit=AuditTrail(self._database, self._queries, self._audit_keys, self._state.audit_anchor),
+            actions=ActionLog(self._notary, "admin API"),
+            cipher=body_cipher(self._config.audit),
             configured=self.keys.configured_workspaces,
             reload=self._ask_for_reload,
         ).register(gateway.routes)
@@ -315,9 +361,14 @@ class App:
                 self._log.error("sweep_failed", error=repr(error), exc_info=error)
 
     def _interrupted(self, admitted: Document) -> Document:
-        """The ending of a request whose worker died: charged for the most it may have used, at its first target."""
+        """The ending of a request whose worker died: charged what it had reserved.
+
+        Where nothing ever is, it is the most that it may have used at its first target.
+        """
+        if (held := admitted.get("held")) or admitted.get("holds_attempts"):
+            return records.interrupted(admitted, *((held["attempts"], held["charges"]) if held else ([], [])))
         usage = estimate.assumed(admitted["request_bytes"], admitted["max_output_tokens"])
         targets = self.gateway.configuration.catalogue.targets(admitted["request_model"])
-        if not targets:
-            return records.interrupted(admitted, None, None, usage)
-        return records.interrupted(admitted, targets[0], self.gateway.accounting.cost(targets[0], usage), usage)
+        target = targets[0] if targets else None
+        cost = self.gateway.accounting.cost(target, usage) if target else None
+        return records.interrupted(admitted, [records.charged(target, cost, usage)])

@@ -6,9 +6,9 @@ A stream is an answer once its first content is there; until then any failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -20,13 +20,13 @@ from llmproxy.dialects.chat_events import completion_events
 from llmproxy.dialects.embeddings import merge_embeddings, summed_usage
 from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
-from llmproxy.errors import LLMProxyError
+from llmproxy.errors import BadRequest, LLMProxyError, UpstreamTimeout, UpstreamUnsupported
 from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Request, StateKey, Target
 from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
-from llmproxy.services import Clock
+from llmproxy.services import Clock, UpstreamRequest, UpstreamResponse
 from llmproxy.stream import UpstreamEvents, WholeEvents
-from llmproxy.upstream import TimedResponse
+from llmproxy.timers import timed_out
 
 _RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
 # Not openai-organization and openai-project: whose account pays is not the client's business.
@@ -75,7 +75,7 @@ class Attempts:
         )
 
     async def answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
-        """The provider's answer. Raises UpstreamError when there is none, BadRequest when it cannot be asked."""
+        """The provider's answer. Raises UpstreamError when there is none."""
         provider = self._endpoints[attempt.target.provider, attempt.target.credential]
         timeouts = self._limited(provider.config.timeouts or self._timeouts, exchange.expires_monotonic)
         request = attempt.request
@@ -83,13 +83,17 @@ class Attempts:
             began = self._clock.monotonic()
             request = await self._with_images(exchange, request, addresses, timeouts.total_seconds)
             timeouts = _shortened(timeouts, self._clock.monotonic() - began)
-        parts = provider.split(request)
-        if len(parts) == 1:
-            answer = await self._in_one(exchange, attempt, provider, parts[0], timeouts)
-        else:
-            answer = await self._in_parts(exchange, attempt, provider, parts, timeouts)
+        answer = await _in_time(attempt, self._ask(exchange, attempt, provider, request, timeouts))
         attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
         return answer
+
+    async def _ask(
+        self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
+    ) -> Answer:
+        parts = provider.split(request)
+        if len(parts) == 1:
+            return await self._in_one(exchange, attempt, provider, parts[0], timeouts)
+        return await self._in_parts(exchange, attempt, provider, parts, timeouts)
 
     def _limited(self, timeouts: Timeouts, expires_monotonic: float) -> Timeouts:
         if expires_monotonic == inf:
@@ -135,15 +139,15 @@ class Attempts:
                 attempt.usage = provider.usage(summed_usage(answered.values()))
             if isinstance(error, LLMProxyError):
                 raise
-            raise upstream.timed_out("total", timeouts.total_seconds) from error
+            raise timed_out("total", timeouts.total_seconds) from error
         merged = merge_embeddings([answered[number] for number in range(len(parts))])
         return _whole(attempt, provider, orjson.dumps(merged), merged)
 
     async def _send(
         self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
-    ) -> TimedResponse:
+    ) -> UpstreamResponse:
         """The response of the provider that has taken the request. Raises an UpstreamError when it has not."""
-        prepared = provider.prepare(request, attempt.target, exchange.headers)
+        prepared = _prepared(provider, request, attempt.target, exchange.headers)
         attempt.dropped = prepared.dropped
         attempt.is_sent = True
         response = await upstream.send(provider.transport or self._transport, prepared, timeouts)
@@ -174,6 +178,30 @@ class Attempts:
         return complete
 
 
+# A coroutine's send and yield types say nothing here, so they may be anything.
+async def _in_time(attempt: Attempt, answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """The answer, if it comes within the time that the attempt has. Raises UpstreamTimeout when it does not."""
+    if attempt.timeout_seconds is None:
+        return await answering
+    timer = asyncio.timeout(attempt.timeout_seconds)
+    try:
+        async with timer:
+            return await answering
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        sentence = f"The provider had not begun to answer after {attempt.timeout_seconds:g} seconds."
+        raise UpstreamTimeout(sentence, phase="first_byte") from error
+
+
+def _prepared(provider: Provider, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
+    """What to send. Raises UpstreamUnsupported, with the provider's own words, when it cannot do what is asked."""
+    try:
+        return provider.prepare(request, target, headers)
+    except BadRequest as error:
+        raise UpstreamUnsupported(error.message, code=error.error_code, param=error.param) from error
+
+
 def request_for(original: Request, target: Target) -> Request:
     """The client's request, addressed to a target: its model name, and usage asked for on streams."""
     request = original.copy()
@@ -200,7 +228,7 @@ def choice_count(document: Document) -> int:
 
 
 async def _stream(
-    exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, response: TimedResponse
+    exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, response: UpstreamResponse
 ) -> Answer:
     show_usage = asks_for_usage(exchange.request)
     if response.headers.get("content-type", "").startswith("application/json"):
@@ -213,7 +241,7 @@ async def _stream(
 
 
 async def _as_stream(
-    attempt: Attempt, provider: Provider, request: Request, response: TimedResponse, *, show_usage: bool
+    attempt: Attempt, provider: Provider, request: Request, response: UpstreamResponse, *, show_usage: bool
 ) -> Answer:
     """A provider that knows no streams has answered whole: the client gets its stream all the same."""
     body, document = await whole_answer(provider, request, response)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Attribution, Principal
+from llmproxy.exchange import Attribution, Exchange, Principal
 
 _MAX_CHARACTERS: Final = 256
 _MAX_TAGS: Final = 32
@@ -50,6 +50,14 @@ def timeout_seconds(headers: Mapping[str, str]) -> float | None:
     if not 0 < seconds < float("inf"):
         raise BadRequest("The header x-llmproxy-timeout must be a positive number of seconds.")
     return seconds
+
+
+def required_regions(exchange: Exchange) -> Iterator[tuple[str, str]]:
+    """Each region that an exchange must not leave, and why: a client can narrow what its workspace says, no more."""
+    if exchange.principal.region is not None:
+        yield exchange.principal.region, "where this workspace's requests must stay"
+    if (region := _text(exchange.headers, "x-llmproxy-region")) is not None:
+        yield region, "where x-llmproxy-region keeps this request"
 
 
 def _text(headers: Mapping[str, str], name: str) -> str | None:

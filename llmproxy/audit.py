@@ -24,6 +24,7 @@ class Recorder:
 
     Args:
         interrupted: Makes the ending of a request of which only the beginning is known.
+        replayed: Is told the name of a journal once everything in it is in Postgres. May raise StorageError.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Recorder:
         log: Log,
         tasks: Tasks,
         interrupted: Callable[[Document], Document],
+        replayed: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._journal = journal
         self._writer = writer
@@ -44,6 +46,7 @@ class Recorder:
         self._log = log
         self._tasks = tasks
         self._interrupted = interrupted
+        self._replayed = replayed
         self._running: list[asyncio.Task[None]] = []
         self._complete_until = clock.monotonic()
 
@@ -95,6 +98,8 @@ class Recorder:
         while orphan := self._journal.claim():
             try:
                 await self._record(orphan)
+                if self._replayed is not None:
+                    await self._replayed(orphan.owner)
                 orphan.delete()
             finally:
                 orphan.release()

@@ -6,6 +6,7 @@ record again is harmless, so anything in doubt is sent again.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -19,7 +20,7 @@ import orjson
 
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.exchange import TOKEN_CLASSES, Document
+from llmproxy.exchange import USAGE_CLASSES, Document
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log
 
@@ -31,19 +32,27 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         *("session_id", "prompt_version", "tags", "metadata", "trace_id", "request_model", "provider_name"),
         *("response_model", "region", "outcome", "http_status", "error_type", "error_code", "error_message"),
         *("finish_reasons", "cache", "attempts", "duration_seconds", "first_chunk_seconds", "request_bytes"),
-        *("response_bytes", *TOKEN_CLASSES, "usage_provenance", "cost_usd", "cost_provenance", "price_source"),
+        *("response_bytes", *USAGE_CLASSES, "usage_provenance", "cost_usd", "cost_provenance", "price_source"),
         *("decisions", "origin", "parent_id"),
     ),
     "attempts": (
         *("request_id", "admitted_at", "number", "provider_name", "model", "region", "started_at"),
         *("duration_seconds", "first_chunk_seconds", "http_status", "failure", "error_code", "error_message"),
-        *("upstream_request_id", "finish_reasons", *TOKEN_CLASSES, "usage_provenance", "cost_usd"),
+        *("upstream_request_id", "finish_reasons", *USAGE_CLASSES, "usage_provenance", "cost_usd"),
         *("cost_provenance", "credential"),
     ),
     "ledger_entries": (
         *("request_id", "occurred_at", "entry", "kind", "workspace", "key_id", "feature", "user_id"),
-        *("operation_name", "request_model", "provider_name", "response_model", *TOKEN_CLASSES),
-        *("usage_provenance", "amount_usd", "cost_provenance", "price_source"),
+        *("operation_name", "request_model", "provider_name", "response_model", *USAGE_CLASSES),
+        *(
+            "usage_provenance",
+            "amount_usd",
+            "cost_provenance",
+            "price_source",
+            "tags",
+            "service_tier",
+            "service_region",
+        ),
     ),
 }
 FIRST_PAUSE_SECONDS: Final = 0.1
@@ -92,6 +101,8 @@ class BatchWriter:
         self._clock = clock
         self._log = log
         self._parts = tuple(parts)
+        # What is shipped and what is replayed come from two tasks, and a part may build on the batch before.
+        self._one_at_a_time = asyncio.Lock()
         self._jitter = jitter
 
     async def write(self, records: Sequence[Document]) -> None:
@@ -130,7 +141,7 @@ class BatchWriter:
                 return None
 
     async def _record(self, records: Sequence[Document], batch: _Batch) -> None:
-        async with self._database.transaction() as connection:
+        async with self._one_at_a_time, self._database.transaction() as connection:
             # Of a request that is there twice, the first record is the one that went in.
             by_id = {record["request"]["id"]: record for record in reversed(records)}
             recorded = [by_id[row["id"]] for row in await connection.fetch(self._query, *batch.tables)]

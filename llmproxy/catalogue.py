@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from llmproxy.attribution import comma_list
-from llmproxy.config import ModelConfig
+from llmproxy.config import ModelConfig, TargetConfig
 from llmproxy.errors import BadRequest, ModelNotAllowed, ModelNotFound
 from llmproxy.exchange import Principal, Request, Target
 from llmproxy.providers import Provider
@@ -80,7 +80,7 @@ class Catalogue:
 
     def _targets_of(self, alias: ModelConfig) -> Iterator[Target]:
         for entry in alias.targets:
-            yield from self._weighted(entry.model, entry.weight)
+            yield from (_labelled(target, entry) for target in self._weighted(entry.model, entry.weight))
         for name in alias.fallbacks:
             yield from self._weighted(name, 0.0)
 
@@ -108,10 +108,17 @@ class Catalogue:
 
     def _at(self, provider: str, model: str) -> tuple[Target, ...]:
         """A provider's model: one target for each key there is, sharing the weight of one."""
-        config = self._providers[provider].config
-        keys = config.credentials()
+        endpoint = self._providers[provider]
+        keys = endpoint.config.credentials()
         total = sum(weight for _, weight in keys) or 1
-        return tuple(Target(provider, model, config.region, weight / total, label) for label, weight in keys)
+        target = Target(
+            provider,
+            model,
+            endpoint.config.region,
+            zero_retention=endpoint.config.zero_retention,
+            takes_prefill=endpoint.takes_prefill(model),
+        )
+        return tuple(replace(target, weight=weight / total, credential=label) for label, weight in keys)
 
     def _remember(self, model: str, targets: tuple[Target, ...]) -> None:
         if len(self._resolved) >= _MAX_REMEMBERED:
@@ -130,6 +137,12 @@ class Catalogue:
         near = difflib.get_close_matches(model[:100], named[:_MAX_COMPARED], n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
         return f"The model '{model[:200]}' is not configured here.{hint}"
+
+
+def _labelled(target: Target, entry: TargetConfig) -> Target:
+    """A target as its own entry describes it, where that says something else than its provider's section."""
+    kept_nowhere = target.zero_retention if entry.zero_retention is None else entry.zero_retention
+    return replace(target, region=entry.region or target.region, zero_retention=kept_nowhere)
 
 
 def may_use(principal: Principal, model: str, targets: Sequence[Target]) -> bool:

@@ -7,6 +7,7 @@ test holds the two together. Provider and plugin sections are validated by the k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -78,6 +79,17 @@ class AuditConfig(Section):
     max_body_bytes: int = Field(default=262_144, ge=0, description="A kept body is cut off here.")
     retention_days: int = Field(default=90, ge=1, description="Days after which rows are deleted.")
     bodies_retention_days: int = Field(default=30, ge=1, description="Days after which kept bodies are deleted.")
+    body_key: SecretStr | None = Field(
+        default=None, description="Encrypts kept bodies; best as a variable, `${LLMPROXY_BODY_KEY}`. Null: in clear."
+    )
+    signing_key: SecretStr | None = Field(
+        default=None, description="Signs the audit chain, the same on all replicas; null: made in the state directory."
+    )
+    former_keys: tuple[SecretStr, ...] = Field(
+        default=(), description="Signing keys of earlier days, and of other machines: only to verify with."
+    )
+    checkpoint_seconds: Seconds = Field(default=60, description="How often the signed log says how far a chain is.")
+    checkpoint_rows: int = Field(default=10_000, ge=1, description="Rows after which it says so earlier.")
 
 
 class Timeouts(Section):
@@ -120,6 +132,7 @@ class ProviderConfig(Section):
     region: str | None = Field(
         default=None, description="Where the endpoint computes, in the vendor's word or a wider one."
     )
+    zero_retention: bool = Field(default=False, description="The vendor has agreed to keep nothing of what it is sent.")
     models: tuple[str, ...] = Field(
         default=(), description="Models served: for /v1/models and names without a provider."
     )
@@ -153,6 +166,10 @@ class TargetConfig(Section):
 
     model: Pattern = Field(description="Where requests go, as provider/model.")
     weight: float = Field(default=1, ge=0, description="Share of the requests, against the other targets' weights.")
+    region: str | None = Field(default=None, description="Where this model computes, if not where its provider does.")
+    zero_retention: bool | None = Field(
+        default=None, description="Whether nothing of it is kept; left out, what its provider says."
+    )
 
 
 def _target_of_name(value: object) -> object:
@@ -185,10 +202,9 @@ class WorkspaceConfig(Section):
     bodies: KeptBodies | None = Field(default=None, description="Replaces `audit.bodies` for this workspace.")
 
 
-class PriceConfig(Section):
-    """A price of your own for models that match: US dollars per million tokens, or nothing at all for `free`."""
+class RatesConfig(Section):
+    """Rates in US dollars per million tokens. A class left out costs what its parent does, such as audio as input."""
 
-    match: Pattern = Field(description="Pattern over provider/model.")
     input_usd_per_mtok: Price | None = Field(default=None, description="Input that no cache served.")
     cache_read_usd_per_mtok: Price | None = Field(default=None, description="Input read from the provider's cache.")
     cache_write_5m_usd_per_mtok: Price | None = Field(
@@ -197,11 +213,60 @@ class PriceConfig(Section):
     cache_write_1h_usd_per_mtok: Price | None = Field(
         default=None, description="Input written to its cache for an hour."
     )
+    audio_input_usd_per_mtok: Price | None = Field(default=None, description="Audio sent.")
+    cache_read_audio_usd_per_mtok: Price | None = Field(
+        default=None, description="Audio read from the provider's cache."
+    )
+    image_input_usd_per_mtok: Price | None = Field(default=None, description="Images sent.")
     output_usd_per_mtok: Price | None = Field(default=None, description="Output.")
     reasoning_usd_per_mtok: Price | None = Field(default=None, description="Output spent on reasoning.")
-    audio_input_usd_per_mtok: Price | None = Field(default=None, description="Audio sent.")
     audio_output_usd_per_mtok: Price | None = Field(default=None, description="Audio received.")
+    image_output_usd_per_mtok: Price | None = Field(default=None, description="Images received.")
+
+
+class LongContextConfig(RatesConfig):
+    """Rates for every token of a request whose input is long; what is left out stays as it is."""
+
+    above_input_tokens: int = Field(ge=1, description="Input tokens above which these rates hold for all tokens.")
+
+
+class PriceConfig(RatesConfig):
+    """A price of your own for the models that match."""
+
+    match: Pattern = Field(description="Pattern over provider/model.")
+    first_day: date | None = Field(
+        default=None, validation_alias="from", description="First day on which it holds (UTC); null: it always did."
+    )
+    until: date | None = Field(
+        default=None, description="First day on which it holds no more (UTC); null: it always will."
+    )
+    service_tier: str | None = Field(
+        default=None, description="Holds for this service tier only, such as priority, flex or batch; null: for any."
+    )
+    long_context: tuple[LongContextConfig, ...] = Field(default=(), description="Other rates for long inputs.")
+    web_searches_usd_per_thousand: Price | None = Field(
+        default=None, description="A thousand searches of the provider's own web search."
+    )
+    image_usd: Price | None = Field(default=None, description="An image, where images are sold by the piece.")
+    audio_usd_per_hour: Price | None = Field(default=None, description="An hour of audio, where it is sold by time.")
+    characters_usd_per_million: Price | None = Field(
+        default=None, description="A million characters, where text is sold by its length."
+    )
+    request_usd: Price | None = Field(default=None, description="Each request, on top of all else.")
+    factor: Price | None = Field(
+        default=None, description="Multiplies the price data's prices instead: a discount, or a premium."
+    )
     free: bool = Field(default=False, description="These models cost nothing.")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        rates = {name for name, value in self if isinstance(value, Decimal) and name != "factor"}
+        ways = [self.free, self.factor is not None, bool(rates or self.long_context)]
+        if sum(ways) != 1:
+            raise ValueError("give either rates, or factor, or free: true")
+        if self.first_day and self.until and self.first_day >= self.until:
+            raise ValueError("until must be later than from")
+        return self
 
 
 class LoggingConfig(Section):

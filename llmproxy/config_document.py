@@ -43,6 +43,11 @@ class ConfigDocument:
         return cls(None if root is None else Reader(notes, environ).value(root), notes)
 
     @property
+    def value(self) -> object:
+        """The file as plain values, variables filled in and nothing validated."""
+        return self._value
+
+    @property
     def mistakes(self) -> tuple[str, ...]:
         """One line for each mistake so far, in the order of the file."""
         return self._notes.lines()

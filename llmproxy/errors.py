@@ -173,6 +173,7 @@ class Failure(StrEnum):
     QUOTA = "quota"
     AUTH = "auth"
     MODEL = "model"
+    UNSUPPORTED = "unsupported"
     CONTEXT_LENGTH = "context_length"
     CONTENT_POLICY = "content_policy"
     INVALID_REQUEST = "invalid_request"
@@ -243,6 +244,15 @@ class UpstreamCut(UpstreamError):
 
     code = "upstream_cut"
     default_failure = Failure.CUT
+
+
+class UpstreamUnsupported(UpstreamError):
+    """The target cannot do what is asked, so that it was not asked; another may be able to."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "bad_request"
+    default_failure = Failure.UNSUPPORTED
 
 
 class UpstreamSuperseded(UpstreamError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from llmproxy.endpoints import PATHS
 from llmproxy.errors import LLMProxyError
@@ -10,6 +11,8 @@ from llmproxy.exchange import Answer, Document, Exchange, Headers, Operation
 from llmproxy.ids import new_id
 from llmproxy.pipeline import Pipeline
 from llmproxy.services import Clock
+
+_INHERITED: Final = ("x-llmproxy-region",)
 
 
 class OwnExchanges:
@@ -43,8 +46,8 @@ class OwnExchanges:
             started_monotonic=self._clock.monotonic(),
             operation=operation,
             path=PATHS[operation],
-            # None of the client's: they were meant for its own request.
-            headers={},
+            # None of the client's were meant for another request than its own, but where it may go holds for all.
+            headers={name: parent.headers[name] for name in _INHERITED if name in parent.headers},
             origin=origin,
             parent_id=parent.id,
         )

@@ -17,7 +17,7 @@ from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Request, Target
 from llmproxy.hooks import Hooks
 from llmproxy.race import Race
 from llmproxy.services import Clock
-from llmproxy.upstream import timed_out
+from llmproxy.timers import timed_out
 
 # Whatever plugins wish for, one exchange never makes more attempts than this.
 MAX_ATTEMPTS: Final = 20
@@ -64,6 +64,7 @@ class Failover:
 
     def _begin(self, exchange: Exchange, request: Request, target: Target) -> Attempt:
         attempt = self._attempts.begin(exchange, request, target)
+        attempt.ceiling = self._accounting.worst_case
         exchange.attempts.append(attempt)
         return attempt
 
@@ -81,7 +82,8 @@ class Failover:
 
     async def _race(self, race: Race, exchange: Exchange, request: Request, first: Attempt, hedge: Hedge) -> Answer:
         race.enter(first, self._attempt(exchange, first))
-        if not await race.is_decided_within(self._clock.sleep(hedge.after_seconds)):
+        is_decided = await race.is_decided_within(self._clock.sleep(hedge.after_seconds))
+        if not is_decided and hedge.may_begin():
             exchange.decide("core", f"hedged with {hedge.target.name}", f"no answer after {hedge.after_seconds:.2f} s")
             second = self._begin(exchange, request, hedge.target)
             race.enter(second, self._attempt(exchange, second))

@@ -29,6 +29,7 @@ from llmproxy.plugins import Plugins, PluginSource, enabled, installed
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.quotas import Quotas
 from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Routes
 from llmproxy.services import Log, Services
@@ -77,6 +78,7 @@ class Core:
     transport: Transport
     images: RemoteImages
     journal: Journal
+    quotas: Quotas
     keys: KeyRing
 
 
@@ -104,6 +106,7 @@ class Gateway:
             failover=Failover(hooks=hooks, attempts=attempts, accounting=accounting, clock=services.clock),
             accounting=accounting,
             journal=core.journal,
+            quotas=core.quotas,
             audit=config.audit,
             clock=services.clock,
             tasks=services.tasks,

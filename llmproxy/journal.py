@@ -1,8 +1,8 @@
-"""The local write-ahead record of what was let in and how it ended.
+"""The local write-ahead record of what was let in, what it held, and how it ended.
 
-What `begin` and `end` wrote survives kill -9 of the worker, for it is in the page cache when they return. Power loss
-takes at most what was written since the last `sync`. What is not yet in Postgres is kept in memory up to the size
-of one segment; what ends beyond that is read back from the files, so an outage of any length costs disk alone.
+What `begin`, `hold` and `end` wrote survives kill -9 of the worker, for it is in the page cache when they return.
+Power loss takes at most what was written since the last `sync`. What is not yet in Postgres is kept in memory up to the
+size of one segment; what ends beyond that is read back from the files, so an outage of any length costs disk alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from llmproxy.exchange import Document
 from llmproxy.segments import (
     BEGIN,
     END,
+    HOLD,
     Entry,
     SegmentWriter,
     encode_line,
@@ -34,6 +35,8 @@ from llmproxy.segments import (
 class Journal:
     """One worker's journal: a line when a request is let in, one when it ends, kept until shipped.
 
+    Between them, a line says what the request holds whenever that changes: the last one counts should it never end.
+
     Not thread-safe, but for `sync`, which may run in a thread of its own.
     Raises StorageError when the directory cannot be used.
     """
@@ -41,19 +44,26 @@ class Journal:
     def __init__(self, directory: Path, config: JournalConfig) -> None:
         self._directory = directory
         self._memory_bytes = config.segment_bytes
-        # Begin lines of requests whose end is not yet written; a new segment starts with them.
+        # Begin lines of requests whose end is not yet written, and the last hold lines; a new segment starts with them.
         self._open: dict[str, bytes] = {}
+        self._held: dict[str, bytes] = {}
         self._unwritten: dict[str, tuple[bytes, Document]] = {}
         self._ended: deque[_Ended] = deque()
         self._ended_bytes = 0
         self._spill: _Position | None = None
         self._spilled = 0
         self._failure: OSError | None = None
+        self._is_kept = False
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._segments = SegmentWriter(directory, config.segment_bytes, self._carry)
         except OSError as error:
             raise _unwritable(error) from error
+
+    @property
+    def owner(self) -> str:
+        """The name of this journal; no other ever has it."""
+        return self._segments.owner
 
     @property
     def writable(self) -> bool:
@@ -73,14 +83,17 @@ class Journal:
     def begin(self, request_id: str, record: Document) -> None:
         """Note that a request is let in. Raises StorageError when that cannot be written: refuse the request."""
         line = encode_line(BEGIN, request_id, record)
-        try:
-            self._write_ends()
-            self._segments.append(line)
-        except OSError as error:
-            self._failure = error
-            raise _unwritable(error) from error
-        self._failure = None
+        self._write(line)
         self._open[request_id] = line
+
+    def hold(self, request_id: str, record: Document) -> None:
+        """Note what a begun request holds, in place of what it held before.
+
+        Raises StorageError when that cannot be written: then it must not use what it would hold.
+        """
+        line = encode_line(HOLD, request_id, record)
+        self._write(line)
+        self._held[request_id] = line
 
     def end(self, request_id: str, record: Document) -> None:
         """Note how a request ended; the first end of a begun request counts.
@@ -135,6 +148,10 @@ class Journal:
         except OSError as error:
             raise _unreadable(error) from error
 
+    def keep(self) -> None:
+        """Leave the files for another worker to claim at `close`, although nothing is left in them."""
+        self._is_kept = True
+
     def close(self) -> None:
         """Let go of the files: deleted when nothing is left in them, else for another worker to claim.
 
@@ -142,15 +159,25 @@ class Journal:
         """
         self.recover()
         try:
-            self._segments.close(delete=not self._open and not self.pending)
+            self._segments.close(delete=not self._is_kept and not self._open and not self.pending)
         except OSError as error:
             raise _unwritable(error) from error
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self._write_ends()
+            self._segments.append(line)
+        except OSError as error:
+            self._failure = error
+            raise _unwritable(error) from error
+        self._failure = None
 
     def _write_ends(self) -> None:
         while self._unwritten:
             request_id, (line, record) = next(iter(self._unwritten.items()))
             start_bytes = self._segments.append(line)
             del self._unwritten[request_id], self._open[request_id]
+            self._held.pop(request_id, None)
             self._enqueue(_Position(self._segments.number, start_bytes), len(line), record)
 
     def _enqueue(self, position: _Position, size_bytes: int, record: Document) -> None:
@@ -182,17 +209,19 @@ class Journal:
         return self._spill.segment if self._spill else self._segments.number
 
     def _carry(self) -> bytes:
-        return b"".join(self._open.values())
+        return b"".join([*self._open.values(), *self._held.values()])
 
 
 class Orphan:
     """What a dead worker left, locked: nobody else replays it until `release`.
 
     Attributes:
+        owner: The name of the worker's journal.
         damaged_lines: How many lines could not be read so far; a torn last one is usual after a power loss.
     """
 
     def __init__(self, lock: int, lock_path: Path, segments: list[tuple[int, Path]], batch_bytes: int) -> None:
+        self.owner = lock_path.stem
         self._lock = lock
         self._lock_path = lock_path
         self._segments = segments
@@ -237,23 +266,28 @@ class Orphan:
 
     def _replay(self) -> Iterator[tuple[Replayed, int]]:
         begun: dict[str, Entry] = {}
+        held: dict[str, Document] = {}
         try:
             for entry in read_entries(self._segments):
                 if entry is None:
                     self.damaged_lines += 1
                 elif entry.kind == BEGIN:
                     begun[entry.request_id] = entry
+                elif entry.kind == HOLD:
+                    held[entry.request_id] = entry.record
                 else:
                     begun.pop(entry.request_id, None)
+                    held.pop(entry.request_id, None)
                     yield Replayed(entry.record, is_ended=True), entry.size_bytes
         except OSError as error:
             raise _unreadable(error) from error
-        for entry in begun.values():
-            yield Replayed(entry.record, is_ended=False), entry.size_bytes
+        for request_id, entry in begun.items():
+            record = {**entry.record, "held": held[request_id]} if request_id in held else entry.record
+            yield Replayed(record, is_ended=False), entry.size_bytes
 
 
 class Replayed(NamedTuple):
-    """A record of an orphan: how a request ended, or else only how it began."""
+    """A record of an orphan: how a request ended, or else only how it began, with what it last `held`, if anything."""
 
     record: Document
     is_ended: bool

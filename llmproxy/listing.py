@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from functools import cached_property, lru_cache
-from typing import Final
 
 from llmproxy.exchange import Document, Target
-from llmproxy.model_facts import FactsTable, load_facts
+from llmproxy.offers import Offers
+from llmproxy.prices import Prices
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 from llmproxy.services import Clock
-
-_REMEMBERED_MODELS: Final = 4096
 
 
 class Listing:
@@ -21,9 +18,17 @@ class Listing:
 
     def __init__(self, providers: Mapping[str, Provider], prices: PriceBook, clock: Clock) -> None:
         self._providers = providers
-        self._prices = prices
+        self._offers = Offers(prices)
         self._clock = clock
-        self._facts = lru_cache(maxsize=_REMEMBERED_MODELS)(self._facts_uncached)
+
+    def prices(self, target: Target, service_tier: str | None = None) -> Prices | None:
+        """What a target costs now; None when that is not known."""
+        provider = self._providers.get(target.provider)
+        return self._offers.prices(provider, target, self._clock.now(), service_tier)
+
+    def service_tiers(self, target: Target) -> Sequence[str]:
+        """The service tiers in which the price data has another price for a target now."""
+        return self._offers.service_tiers(self._providers[target.provider], target.model, self._clock.now())
 
     def describe(self, targets: Sequence[Target]) -> Document:
         """Where a name leads, and what holds for all that may serve it; what is not known is not there."""
@@ -33,31 +38,20 @@ class Listing:
 
     def _of(self, target: Target) -> Document:
         region = {"region": target.region} if target.region else {}
-        return {**region, **self._facts(target.provider, target.model), **self._price(target)}
-
-    def _facts_uncached(self, name: str, model: str) -> Document:
-        provider = self._providers[name]
-        vendor, vendor_model = provider.price_provider, provider.price_model(model)
-        own = provider.model_facts(model).or_else(self._table.facts(vendor_model, vendor))
-        return own.or_else(self._prices.facts(vendor_model, vendor)).known()
+        facts = self._offers.facts(self._providers[target.provider], target.model)
+        return {**region, **facts.known(), **self._price(target)}
 
     def _price(self, target: Target) -> Document:
-        provider = self._providers[target.provider]
-        now, price_model = self._clock.now(), provider.price_model(target.model)
-        prices = self._prices.prices(target, provider.price_provider, now, price_model=price_model)
+        prices = self.prices(target)
         if prices is None:
             return {}
         told = {
-            "input_usd_per_mtok": _plain(prices.input_usd_per_mtok),
-            "output_usd_per_mtok": _plain(prices.output_usd_per_mtok),
+            "input_usd_per_mtok": plain(prices.input_usd_per_mtok),
+            "output_usd_per_mtok": plain(prices.output_usd_per_mtok),
         }
         return {**{name: value for name, value in told.items() if value is not None}, "price_source": prices.source}
 
-    @cached_property
-    def _table(self) -> FactsTable:
-        return load_facts()
 
-
-def _plain(amount: Decimal | None) -> str | None:
+def plain(amount: Decimal | None) -> str | None:
     """An amount without an exponent or zeros that mean nothing."""
     return None if amount is None else f"{amount.normalize():f}"

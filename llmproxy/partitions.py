@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from typing import Final
 
+from llmproxy.audit_log import Kind
+from llmproxy.audit_notary import Notary
 from llmproxy.config import AuditConfig
 from llmproxy.errors import StorageError
 from llmproxy.services import Clock, Database, Log
@@ -19,14 +21,27 @@ class Partitions:
     """The partitions of the tables that are split by UTC day.
 
     What the ledger holds is never dropped here: budgets and invoices outlive the audit.
+
+    Args:
+        notary: Is told before rows go that the audit chain stands for.
     """
 
     def __init__(
-        self, database: Database, queries: Mapping[str, str], config: AuditConfig, clock: Clock, log: Log
+        self,
+        database: Database,
+        queries: Mapping[str, str],
+        config: AuditConfig,
+        clock: Clock,
+        log: Log,
+        *,
+        notary: Notary | None = None,
     ) -> None:
         self._database = database
         self._create = queries["create_partitions"]
         self._drop = queries["drop_partitions"]
+        self._has_older = queries["has_older_partitions"]
+        self._retention_days = config.retention_days
+        self._notary = notary
         self._kept_days: Final = {
             "requests": config.retention_days,
             "attempts": config.retention_days,
@@ -56,8 +71,16 @@ class Partitions:
         await self._database.fetch(self._create, first, last)
         # Only these are remembered: an older one may be dropped at any time, also by another process.
         self._present = {first + timedelta(days=n) for n in range(DAYS_BACK + DAYS_AHEAD + 1)}
+        await self._announce_drop(today - timedelta(days=self._retention_days))
         for table, days in self._kept_days.items():
             await self._database.fetch(self._drop, table, today - timedelta(days=days))
+
+    async def _announce_drop(self, before: date) -> None:
+        """Say in the signed log that rows are about to go, or else their absence would be taken for tampering."""
+        if self._notary is None or await self._database.fetch_row(self._has_older, before) is None:
+            return
+        async with self._database.transaction() as connection:
+            await self._notary.append(connection, Kind.RETENTION, before=before.isoformat())
 
     async def ensure(self, days: Iterable[date]) -> None:
         """Make the partitions of the UTC days of a batch, if they may be missing. Raises StorageError."""

@@ -12,7 +12,9 @@ import orjson
 from llmproxy import records
 from llmproxy.accounting import Accounting
 from llmproxy.attribution import attribution_of, timeout_seconds
-from llmproxy.catalogue import Catalogue, asked_fallbacks, check_model_name
+from llmproxy.body_cipher import body_cipher
+from llmproxy.candidates import candidates
+from llmproxy.catalogue import Catalogue, check_model_name
 from llmproxy.config import AuditConfig
 from llmproxy.dialects.openai_errors import error_body, error_event
 from llmproxy.errors import (
@@ -22,16 +24,17 @@ from llmproxy.errors import (
     PluginError,
     Refused,
     UpstreamError,
+    UpstreamUnsupported,
 )
-from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request, Target
+from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request
 from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
 from llmproxy.occupancy import Occupancy
+from llmproxy.quotas import Quotas
 from llmproxy.records import Bodies
-from llmproxy.regions import lies_within
 from llmproxy.services import Clock, Log, Tasks
 from llmproxy.splice import decode_object
 from llmproxy.stream import BodyCapture, Client, relay
@@ -49,6 +52,7 @@ class Pipeline:
         failover: Failover,
         accounting: Accounting,
         journal: Journal,
+        quotas: Quotas,
         audit: AuditConfig,
         clock: Clock,
         tasks: Tasks,
@@ -60,7 +64,9 @@ class Pipeline:
         self._failover = failover
         self._accounting = accounting
         self._journal = journal
+        self._quotas = quotas
         self._audit = audit
+        self._body_cipher = body_cipher(audit)
         self._clock = clock
         self._tasks = tasks
         self._log = log
@@ -133,10 +139,11 @@ class Pipeline:
     def _admit(self, exchange: Exchange, body: bytes, document: Document) -> None:
         """From here on there is a row to write."""
         exchange.request = Request(exchange.operation, body, document)
-        self._journal.begin(exchange.id, records.admission(exchange))
+        admission = records.admission(exchange, holds_attempts=self._quotas.holds_attempts)
+        self._journal.begin(exchange.id, admission)
 
     async def _answer(self, exchange: Exchange) -> Answer:
-        exchange.candidates = self._candidates(exchange)
+        exchange.candidates = candidates(self._catalogue, exchange)
         if self._hooks.pre_request and (answer := await self._hooks.pre_request(exchange)):
             return answer
         exchange.targets = exchange.candidates
@@ -145,20 +152,6 @@ class Pipeline:
         if not exchange.targets:
             raise Refused("No target that this request may use is left.", code="no_target_allowed", param="model")
         return await self._failover.answer(exchange, exchange.request)
-
-    def _candidates(self, exchange: Exchange) -> tuple[Target, ...]:
-        """The model's own targets, then those the client asked for in case they fail; all in the workspace's region."""
-        names = [exchange.request.model, *asked_fallbacks(exchange.request, exchange.headers)]
-        found = [target for name in names for target in self._catalogue.resolve(name, exchange.principal)]
-        region = exchange.principal.region
-        allowed = [target for target in found if region is None or lies_within(target.region, region)]
-        if not allowed:
-            raise Refused(
-                f"No target of this model is known to lie in '{region}', where this workspace's requests must stay.",
-                code="region_not_allowed",
-                param="model",
-            )
-        return tuple(dict.fromkeys(allowed))
 
     # The way back
 
@@ -231,7 +224,9 @@ class Pipeline:
             self._wind_up(exchange, bodies)
         except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
             self._internal(exchange, error)
-        self._journal.end(exchange.id, records.completion(exchange, client.status, client.bytes_sent, bodies))
+        record = records.completion(exchange, client.status, client.bytes_sent, bodies)
+        self._journal.end(exchange.id, record | self._quotas.charges(exchange))
+        self._quotas.let_go(exchange)
         is_whole_stream = exchange.outcome is Outcome.SUCCEEDED and exchange.answer and exchange.answer.stream
         if self._hooks.on_complete or (self._hooks.post_response and is_whole_stream):
             # In a task of its own: the client, and the cancellation it may have caused, are done with.
@@ -278,6 +273,7 @@ class Pipeline:
         return Bodies(
             BodyCapture(room) if wanted in ("requests", "all") else None,
             BodyCapture(room) if wanted in ("responses", "all") else None,
+            self._body_cipher,
         )
 
     def _log_failure(self, exchange: Exchange, error: LLMProxyError) -> None:
@@ -294,7 +290,8 @@ class Pipeline:
         if isinstance(error, ClientDisconnected):
             exchange.outcome = Outcome.DISCONNECTED
         else:
-            exchange.outcome = Outcome.REFUSED if isinstance(error, ClientError) else Outcome.FAILED
+            is_refusal = isinstance(error, ClientError | UpstreamUnsupported)
+            exchange.outcome = Outcome.REFUSED if is_refusal else Outcome.FAILED
 
     def _internal(self, exchange: Exchange, error: Exception) -> LLMProxyError:
         self._log.error("internal_error", request_id=exchange.id, error=repr(error), exc_info=error)

@@ -7,27 +7,37 @@ so that shipping it needs no knowledge of exchanges, and replaying it none of ho
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 from llmproxy import estimate
+from llmproxy.body_cipher import BodyCipher
 from llmproxy.errors import LLMProxyError, UpstreamError
-from llmproxy.exchange import TOKEN_CLASSES, Attempt, Cost, Document, Exchange, Operation, Target, Usage
+from llmproxy.exchange import USAGE_CLASSES, Attempt, Cost, Document, Exchange, Operation, Target, Usage
 from llmproxy.stream import BodyCapture
 
 _MAX_MESSAGE_CHARACTERS: Final = 1000
+# What of an admission is no column.
+_OF_THE_ADMISSION: Final = ("max_output_tokens", "holds_attempts", "held")
 
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """The bodies to keep of one exchange, as far as its workspace wants them."""
+    """The bodies to keep of one exchange, as far as its workspace wants them, and what encrypts them."""
 
     request: BodyCapture | None = None
     response: BodyCapture | None = None
+    cipher: BodyCipher | None = None
 
 
-def admission(exchange: Exchange) -> Document:
-    """The document written when an exchange is let in: enough to settle it should nothing else ever be written."""
+def admission(exchange: Exchange, *, holds_attempts: bool = False) -> Document:
+    """The document written when an exchange is let in: enough to settle it should nothing else ever be written.
+
+    Args:
+        holds_attempts: Whether every attempt is written before it is made.
+    """
     request = exchange.request
     return {
         **_identity(exchange),
@@ -35,7 +45,23 @@ def admission(exchange: Exchange) -> Document:
         "is_stream": request.is_stream,
         "request_bytes": request.size_bytes,
         "max_output_tokens": _max_output_tokens(exchange),
+        "holds_attempts": holds_attempts,
     }
+
+
+def hold(exchange: Exchange, charges: Sequence[Document]) -> Document:
+    """The document written when an attempt is about to be made for which something was reserved.
+
+    Args:
+        charges: What of which allowance is charged should nothing else ever be written.
+    """
+    attempts = [_held(attempt) for attempt in exchange.attempts if attempt.reserved or attempt.usage]
+    return {"attempts": [attempt for attempt in attempts if attempt is not None], "charges": list(charges)}
+
+
+def charged(target: Target | None, cost: Cost | None, usage: Usage | None) -> Document:
+    """What an attempt was charged, as columns of its row."""
+    return {**_target_columns(target), **_usage_columns(usage), **_cost_columns(cost)}
 
 
 def completion(exchange: Exchange, http_status: int, response_bytes: int, bodies: Bodies) -> Document:
@@ -71,15 +97,19 @@ def completion(exchange: Exchange, http_status: int, response_bytes: int, bodies
     }
 
 
-def interrupted(admitted: Document, target: Target | None, cost: Cost | None, usage: Usage) -> Document:
-    """The ending of an exchange whose worker died: settled with what it may have cost at most."""
-    facts = {key: value for key, value in admitted.items() if key != "max_output_tokens"}
-    shared = {
-        **{key: value for key, value in facts.items() if key not in ("path", "is_stream", "request_bytes")},
-        **_target_columns(target),
-        **_usage_columns(usage),
-        **_cost_columns(cost),
-    }
+def interrupted(admitted: Document, attempts: Sequence[Document], charges: Sequence[Document] = ()) -> Document:
+    """The ending of an exchange whose worker died: settled with what it may have cost at most.
+
+    Args:
+        attempts: What each attempt is `charged`, the one whose answer the client may have had last.
+        charges: What of which allowance is charged.
+    """
+    facts = {key: value for key, value in admitted.items() if key not in _OF_THE_ADMISSION}
+    identity = {key: value for key, value in facts.items() if key not in ("path", "is_stream", "request_bytes")}
+    *others, main = [charged(None, None, None) | each for each in attempts or [{}]]
+    amounts = [Decimal(each["cost_usd"]) for each in attempts if each["cost_usd"] is not None]
+    total = f"{sum(amounts):f}" if amounts and len(amounts) == len(attempts) else None
+    shared = {**identity, **main, "cost_usd": total}
     request = {
         **facts,
         **shared,
@@ -91,7 +121,27 @@ def interrupted(admitted: Document, target: Target | None, cost: Cost | None, us
         "attempts": 0,
         "decisions": [],
     }
-    return {"request": request, "attempts": [], "ledger": [_ledger(shared)]}
+    ledger = [_ledger({**identity, **main})]
+    ledger += [
+        {**_ledger({**identity, **other}), "entry": number, "kind": "attempt"} for number, other in enumerate(others, 1)
+    ]
+    return {"request": request, "attempts": [], "ledger": ledger, **({"charges": charges} if charges else {})}
+
+
+def _held(attempt: Attempt) -> Document | None:
+    """What an attempt is charged as things stand: what it used, or while it is under way the most it may use."""
+    if attempt.is_over:
+        return charged(attempt.target, attempt.cost, attempt.usage) if attempt.usage else None
+    if attempt.reserved is None:
+        return None
+    # What is not here is nothing: this is written for every attempt.
+    return {
+        **_target_columns(attempt.target),
+        "uncached_input_tokens": attempt.reserved.input_tokens,
+        "text_output_tokens": attempt.reserved.output_tokens,
+        "usage_provenance": "assumed",
+        **_cost_columns(Cost(attempt.reserved.amount_usd, "assumed", attempt.reserved.price_source)),
+    }
 
 
 def _max_output_tokens(exchange: Exchange) -> int | None:
@@ -163,7 +213,7 @@ def _charge_columns(attempt: Attempt) -> Document:
 def _ledger(shared: Document) -> Document:
     """The same facts under the ledger's own names."""
     renamed = {"id": "request_id", "admitted_at": "occurred_at", "cost_usd": "amount_usd"}
-    left_out = {"origin", "parent_id", "session_id", "prompt_version", "tags", "metadata", "trace_id", "region"}
+    left_out = {"origin", "parent_id", "session_id", "prompt_version", "metadata", "trace_id", "region"}
     facts = {renamed.get(name, name): value for name, value in shared.items() if name not in left_out}
     return {**facts, "entry": 0, "kind": "exchange"}
 
@@ -177,9 +227,14 @@ def _target_columns(target: Target | None) -> Document:
 
 
 def _usage_columns(usage: Usage | None) -> Document:
-    counts: dict[str, Any] = {name: getattr(usage, name) if usage else 0 for name in TOKEN_CLASSES}  # ints, one str
+    counts: dict[str, Any] = {name: getattr(usage, name) if usage else 0 for name in USAGE_CLASSES}  # ints, one str
     counts["usage_provenance"] = usage.provenance if usage else None
-    return counts
+    # Of the tables only the ledger has these.
+    return {
+        **counts,
+        "service_tier": usage.service_tier if usage else None,
+        "service_region": usage.region if usage else None,
+    }
 
 
 def _cost_columns(cost: Cost | None) -> Document:
@@ -209,6 +264,10 @@ def _bodies(exchange: Exchange, bodies: Bodies) -> Document:
         return {}
     row: Document = {"request_id": exchange.id, "admitted_at": exchange.admitted_at.isoformat()}
     for name, capture in (("request", bodies.request), ("response", bodies.response)):
-        row[name] = base64.b64encode(capture.kept).decode() if capture else None
+        row[name] = base64.b64encode(_kept(exchange, bodies, name, capture)).decode() if capture else None
         row[f"{name}_truncated"] = capture.is_truncated if capture else False
     return {"bodies": row}
+
+
+def _kept(exchange: Exchange, bodies: Bodies, name: str, capture: BodyCapture) -> bytes:
+    return bodies.cipher.encrypt(exchange.id, name, capture.kept) if bodies.cipher else capture.kept

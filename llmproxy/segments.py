@@ -21,6 +21,7 @@ import orjson
 from llmproxy.exchange import Document
 
 BEGIN: Final = b"B"
+HOLD: Final = b"H"
 END: Final = b"E"
 _CHECKSUM_BYTES: Final = 9  # eight hexadecimal digits and a space
 # Goes behind a half-written line: ends it, and spoils its checksum even when nothing but the newline was missing.
@@ -93,7 +94,7 @@ def try_lock(path: Path) -> int | None:
 class SegmentWriter:
     """Appends lines, goes on in a new segment when one is full, and deletes those no longer needed.
 
-    A new segment starts with `carry()`, the begins of the requests still open: an old one then waits for nothing
+    A new segment starts with `carry()`, what is known of the requests still open: an old one then waits for nothing
     but the shipping of what ended in it, however long a stream lasts.
     """
 
@@ -109,6 +110,11 @@ class SegmentWriter:
         self._synced_number = 0
         # Held by whoever syncs, deletes or closes; appending needs none, it happens in one thread only.
         self._files = threading.Lock()
+
+    @property
+    def owner(self) -> str:
+        """The name of whoever writes here; nobody else ever had it."""
+        return self._owner
 
     @property
     def number(self) -> int:

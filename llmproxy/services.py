@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmproxy.allowances import Allowance, AllowanceUsage, WorstCase
 from llmproxy.errors import UpstreamError
-from llmproxy.exchange import Answer, Document, Exchange, Operation
+from llmproxy.exchange import Answer, Attempt, Cost, Document, Exchange, Operation, Target, Usage
 
 
 class Clock(Protocol):
@@ -184,6 +186,71 @@ class Exchanges(Protocol):
         """
 
 
+class Pricing(Protocol):
+    """What models cost, by the operator's own prices and the price data."""
+
+    def cost(self, target: Target, usage: Usage) -> Cost:
+        """What some usage costs at a target; its amount is None when no price is known."""
+
+
+class Reservation(Protocol):
+    """What may be used of some allowances."""
+
+    @property
+    def has_overrun(self) -> bool:
+        """Whether more was used than there was room for."""
+
+    def settle(self, amounts: Sequence[Decimal]) -> None:
+        """Say what was used, in the order in which it was reserved; only the first time counts.
+
+        What is never settled was used in full.
+        """
+
+
+class Quotas(Protocol):
+    """Allowances that all workers and replicas share: together they never use more than the cap."""
+
+    async def reserve(
+        self,
+        exchange: Exchange,
+        wants: Sequence[tuple[Allowance, Decimal]],
+        *,
+        attempt: Attempt | None = None,
+        worst_case: WorstCase | None = None,
+        fail_open: bool = False,
+    ) -> Reservation:
+        """Reserve all that is wanted, or nothing; from what this worker has leased without asking anybody.
+
+        With an attempt, it stands in the journal before the attempt is made, and is charged should the worker die. An
+        allowance that has a share of the ledger can be reserved for attempts only.
+
+        Args:
+            worst_case: What the ledger charges for the attempt in that case.
+            fail_open: Go on without a lease when the database cannot be reached.
+
+        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
+        cannot be written.
+        """
+
+    def hold_attempts(self) -> Callable[[], None]:
+        """Have it count, until what is returned is called, that every attempt is reserved before it is made.
+
+        What is let in meanwhile, and dies without a reservation, is known not to have been sent, and charged nothing.
+        """
+
+    def remaining(self, allowance: Allowance) -> Decimal | None:
+        """What this worker could still use, as far as it knows; None when it does not know."""
+
+    async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
+        """What is settled of some allowances, by name and bucket. Raises StorageError."""
+
+    async def usage(self, prefix: str) -> Sequence[AllowanceUsage]:
+        """Every allowance whose name begins so, bucket by bucket. Raises StorageError."""
+
+    async def release(self, holder: str) -> None:
+        """Write a worker off that will not come back: let others have what it holds. Raises StorageError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a plugin or provider may use."""
@@ -194,4 +261,6 @@ class Services:
     log: Log
     tasks: Tasks
     exchanges: Exchanges
+    pricing: Pricing
+    quotas: Quotas
     state_directory: Path

@@ -9,10 +9,14 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Final
 
+from llmproxy.audit_chain import AuditKeys
+from llmproxy.audit_notary import Anchor
+from llmproxy.config import AuditConfig
 from llmproxy.errors import StorageError
 from llmproxy.keys import new_key
 
 _ADMIN_KEY: Final = "admin-key"
+_AUDIT_KEY: Final = "audit-key"
 
 
 class StateDirectory:
@@ -43,6 +47,16 @@ class StateDirectory:
     def default_key(self) -> str:
         """The key of the workspace that is served when the configuration names none, made at the first start."""
         return self._generated("default-key")
+
+    def audit_keys(self, config: AuditConfig) -> AuditKeys:
+        """The keys of the audit chain: as configured, or one made at the first start."""
+        current = config.signing_key.get_secret_value() if config.signing_key else self._generated(_AUDIT_KEY)
+        return AuditKeys(current, [key.get_secret_value() for key in config.former_keys])
+
+    @property
+    def audit_anchor(self) -> Anchor:
+        """What this machine knows of the audit's signed log."""
+        return Anchor(self.path / "audit-anchor.json")
 
     def _generated(self, name: str) -> str:
         file = self.path / name

@@ -11,6 +11,8 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from aiohttp.connector import AddrInfoType
@@ -18,37 +20,33 @@ from yarl import URL
 
 from llmproxy.config import Timeouts
 from llmproxy.errors import (
-    TimeoutPhase,
     UpstreamBroken,
     UpstreamCut,
     UpstreamError,
-    UpstreamTimeout,
     UpstreamUnreachable,
 )
+from llmproxy.http1.transport import HTTP1Transport
 from llmproxy.providers import Transport
 from llmproxy.services import UpstreamRequest, UpstreamResponse
+from llmproxy.timers import Timers, timed_out
 
 # aiohttp warns about larger bodies handed over as bytes; from a BytesIO it sends them in pieces.
 _LARGE_BODY_BYTES: Final = 1_048_576
-_TIMEOUT_SENTENCES: Final[Mapping[TimeoutPhase, str]] = {
-    "connect": "The provider could not be connected to within {seconds:g} seconds.",
-    "first_byte": "The provider sent nothing for {seconds:g} seconds after the request.",
-    "idle": "The provider went silent for {seconds:g} seconds in the middle of its answer.",
-    "total": "The answer was not complete after {seconds:g} seconds.",
-}
 
 
-def timed_out(phase: TimeoutPhase, seconds: float | None) -> UpstreamTimeout:
-    """The error for a timer that ran out."""
-    return UpstreamTimeout(_TIMEOUT_SENTENCES[phase].format(seconds=seconds or 0), phase=phase)
-
-
-async def send(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> TimedResponse:
+async def send(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
     """Send a request and return once the response's head is there, with its timers running.
 
     Raises UpstreamTimeout, UpstreamUnreachable, UpstreamBroken or UpstreamCut.
     """
-    timers = _Timers(timeouts)
+    if isinstance(transport, (ProviderTransport, HTTP1Transport)):
+        # Its responses keep the time themselves.
+        return await transport.send(request, timeouts)
+    return await _timed(transport, request, timeouts)
+
+
+async def _timed(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> TimedResponse:
+    timers = Timers(timeouts, asyncio.get_running_loop().time())
     try:
         async with asyncio.timeout_at(timers.due_at):
             response = await transport.send(request, timeouts)
@@ -69,41 +67,13 @@ async def read_all(response: UpstreamResponse, max_bytes: int) -> bytes:
     return b"".join(pieces) if len(pieces) != 1 else pieces[0]
 
 
-class _Timers:
-    """When the current wait is overdue, and by which timer: first byte, then idle gaps, within the total."""
-
-    __slots__ = ("_timeouts", "_total_at", "due_at", "phase", "seconds")
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        now = asyncio.get_running_loop().time()
-        self._timeouts = timeouts
-        self._total_at = now + timeouts.total_seconds if timeouts.total_seconds is not None else float("inf")
-        self.phase: TimeoutPhase = "first_byte"
-        self._wait(now, timeouts.first_byte_seconds)
-
-    def next_gap(self, now: float) -> None:
-        """The first byte is there; wait for the next."""
-        self.phase = "idle"
-        self._wait(now, self._timeouts.idle_seconds)
-
-    def error(self) -> UpstreamTimeout:
-        """The error for the wait that is overdue."""
-        return timed_out(self.phase, self.seconds)
-
-    def _wait(self, now: float, seconds: float) -> None:
-        self.seconds: float | None = seconds
-        self.due_at = now + seconds
-        if self._total_at < self.due_at:
-            self.phase, self.seconds, self.due_at = "total", self._timeouts.total_seconds, self._total_at
-
-
 class TimedResponse:
     """A response held to its timers: one loop timer for the whole of it, however many reads there are.
 
     Time during which nobody reads does not count: a slow client is not a silent provider.
     """
 
-    def __init__(self, response: UpstreamResponse, timers: _Timers) -> None:
+    def __init__(self, response: UpstreamResponse, timers: Timers) -> None:
         self._response = response
         self._timers = timers
         self._loop = asyncio.get_running_loop()
@@ -163,29 +133,66 @@ class TimedResponse:
         self._timer = self._loop.call_at(self._timers.due_at, self._check)
 
 
+class ProviderTransport:
+    """Core's engine: the lean client, and aiohttp's where a proxy of the environment stands in between.
+
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` mean what they mean elsewhere, and are read once. This machine's own
+    addresses are never asked for through a proxy.
+    """
+
+    def __init__(self) -> None:
+        self._direct = HTTP1Transport()
+        self._proxies = getproxies_environment()
+        self._proxied = HTTPTransport(proxies=self._proxies)
+
+    async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
+        """Send, and return once the response's head is there, with its timers running. Raises an UpstreamError."""
+        if self._proxies and self._needs_proxy(request.url):
+            return await _timed(self._proxied, request, timeouts)
+        return await self._direct.send(request, timeouts)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._direct.close()
+        await self._proxied.close()
+
+    def _needs_proxy(self, url: str) -> bool:
+        scheme, _, rest = url.partition("://")
+        host = urlsplit(f"//{rest}").hostname or ""
+        if scheme not in self._proxies or host == "localhost" or host.startswith(("127.", "::1")):
+            return False
+        return not proxy_bypass(host)
+
+
 class HTTPTransport:
-    """Core's engine: aiohttp's client with keep-alive connections per origin, TLS verified.
+    """aiohttp's client with keep-alive connections per origin, TLS verified.
 
     Args:
         may_reach: Says of an IP address whether it may be connected to. It is asked about the very address that a
             connection is then made to, whatever name or spelling led there. Left out, every address may be.
+        proxies: URLs of proxies to go through, by the scheme of the address that is asked for.
     """
 
-    def __init__(self, may_reach: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, may_reach: Callable[[str], bool] | None = None, *, proxies: Mapping[str, str] | None = None
+    ) -> None:
         self._may_reach = may_reach
+        self._proxies = proxies or {}
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
         """Send, and return once the response's head is there. Raises an UpstreamError."""
         body = io.BytesIO(request.body) if len(request.body) > _LARGE_BODY_BYTES else request.body
         try:
+            url = URL(request.url, encoded=True)
             response = await self._client.request(
                 request.method,
-                URL(request.url, encoded=True),
+                url,
                 headers=request.headers,
                 # None, so that a request without a body does not say how long it is.
                 data=body or None,
                 allow_redirects=False,
+                proxy=self._proxies.get(url.scheme),
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect_seconds),
             )
         except _SpoiledConnectionError:

@@ -13,7 +13,18 @@ from multidict import CIMultiDict
 from llmproxy.exchange import Operation, Request, Target
 from llmproxy.providers import Provider
 from llmproxy.providers.compatible import compatible_kinds
-from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Services, SystemClock, Tasks, UpstreamRequest
+from llmproxy.services import (
+    Clock,
+    Database,
+    Exchanges,
+    HTTPClient,
+    Pricing,
+    Quotas,
+    Services,
+    SystemClock,
+    Tasks,
+    UpstreamRequest,
+)
 
 KINDS = {kind.kind: kind for kind in compatible_kinds()}
 PARTS = {
@@ -34,6 +45,8 @@ def services(clock: Clock | None = None) -> Services:
         log=cast("Any", logging.getLogger("test")),
         tasks=cast("Tasks", asyncio),
         exchanges=cast("Exchanges", None),
+        pricing=cast("Pricing", None),
+        quotas=cast("Quotas", None),
         state_directory=Path(),
     )
 

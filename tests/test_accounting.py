@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -117,9 +118,11 @@ def test_a_whole_answer_without_usage_is_estimated_from_its_size() -> None:
 
 
 def test_a_client_that_hung_up_while_waiting_pays_for_the_prompt() -> None:
-    """The provider had it, and will charge for it."""
-    found = settled(attempt())
-    assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=0, provenance="estimated")
+    """The provider had it, and will charge for it and for what it had written until then, which nobody saw."""
+    waited = attempt()
+    waited.duration_seconds = 2.5
+    assert settled(attempt()).usage == Usage(uncached_input_tokens=100, provenance="assumed")
+    assert settled(waited).usage == Usage(uncached_input_tokens=100, text_output_tokens=250, provenance="assumed")
 
 
 @pytest.mark.parametrize("phase", ["first_byte", "idle", "total"])
@@ -156,3 +159,48 @@ def test_an_unknown_price_makes_the_sum_unknown() -> None:
 def test_a_model_without_a_price_is_unpriced_not_free() -> None:
     """The amount is None."""
     assert accounting().cost(Target("nowhere", "m"), Usage(text_output_tokens=1)).amount_usd is None
+
+
+def test_an_attempt_is_priced_as_of_its_beginning() -> None:
+    """What was reserved at one price is settled at the same, also when a new one holds by the time of settling."""
+    before = PriceConfig.model_validate({"match": "*", "until": "2026-01-01", "input_usd_per_mtok": 1})
+    after = PriceConfig.model_validate({"match": "*", "from": "2026-01-01", "input_usd_per_mtok": 5})
+    made = attempt(usage=Usage(uncached_input_tokens=1_000_000))
+    made.started_at = datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC)
+    ours = accounting(before, after)
+    ours.settle(exchange(made))
+    assert made.cost == Cost(Decimal(1), "measured", "config")
+    assert ours.cost(made.target, Usage(uncached_input_tokens=1_000_000)).amount_usd == 5
+
+
+def test_usage_of_nothing_is_usage_that_was_not_told() -> None:
+    """A provider that reports zeros has not worked for nothing: the sizes stand in."""
+    found = settled(attempt(usage=Usage()), body=b"y" * 800)
+    assert found.usage == Usage(uncached_input_tokens=100, text_output_tokens=200, provenance="estimated")
+
+
+def test_an_estimate_is_priced_in_the_tier_that_was_asked_for() -> None:
+    """A cut stream does not say how it was served; where the vendor has no tiers, none was asked for."""
+    dear = PriceConfig.model_validate({"match": "*", "service_tier": "priority", "output_usd_per_mtok": 8})
+    made, dropped = (attempt(UpstreamCut("Cut."), events=EVENT) for _ in range(2))
+    for each in (made, dropped):
+        each.request.set("service_tier", "priority")
+    dropped.dropped = ("service_tier",)
+    accounting(dear, PRICE).settle(exchange(made, dropped))
+    assert made.usage is not None
+    assert made.usage.service_tier == "priority"
+    assert made.cost == Cost(None, "estimated")
+    assert dropped.cost == Cost(Decimal("0.000102"), "estimated", "config")
+
+
+@pytest.mark.parametrize(
+    ("members", "tokens"), [({}, 4096), ({"max_tokens": 30}, 30), ({"stream": True}, 0), ({"prompt": "x"}, 16)]
+)
+def test_what_was_written_unseen_is_bounded(members: dict[str, Any], tokens: int) -> None:
+    """By the request's own limit, else by what is assumed of one; a stream shows what it writes."""
+    made = attempt(UpstreamTimeout("Slow.", phase="total"))
+    made.request = Request(Operation.CHAT, b"x" * 400, {"model": "m", **members})
+    made.duration_seconds = 300.0
+    found = settled(made)
+    assert found.usage is not None
+    assert found.usage.text_output_tokens == tokens

@@ -440,7 +440,7 @@ async def test_spend_is_exact_and_adds_up(proxy: StartProxy) -> None:
         assert Fraction(total["amount_usd"]) == sum(map(Fraction, amounts), Fraction(1))
         assert sum(Fraction(group["amount_usd"]) for group in groups) == Fraction(total["amount_usd"])
         assert "E" not in total["amount_usd"]
-        assert [group["group"] for group in groups] == ["w1", "w2", "w0"]
+        assert [group["group"]["workspace"] for group in groups] == ["w1", "w2", "w0"]
         counts = ("requests", "input_tokens", "output_tokens", "unpriced_requests", "estimated_requests")
         assert [total[name] for name in counts] == [41, 123, 82, 1, 1]
 
@@ -450,7 +450,8 @@ async def test_spend_without_a_group_is_a_group_of_its_own(proxy: StartProxy) ->
     async with proxy() as client:
         await spent(client, ("w", "chat", "1", "measured"), ("w", None, "2", "measured"))
         report = (await admin(client, "GET", "/spend?by=feature")).document
-        assert [(group["group"], group["amount_usd"]) for group in report["data"]] == [(None, "2"), ("chat", "1")]
+        found = [(group["group"]["feature"], group["amount_usd"]) for group in report["data"]]
+        assert found == [(None, "2"), ("chat", "1")]
 
 
 async def test_the_total_covers_groups_beyond_the_limit(proxy: StartProxy) -> None:
@@ -458,7 +459,7 @@ async def test_the_total_covers_groups_beyond_the_limit(proxy: StartProxy) -> No
     async with proxy() as client:
         await spent(client, ("a", None, "1", "measured"), ("b", None, "2", "measured"))
         report = (await admin(client, "GET", "/spend?limit=1")).document
-        assert ([group["group"] for group in report["data"]], report["has_more"]) == (["b"], True)
+        assert ([group["group"] for group in report["data"]], report["has_more"]) == ([{"workspace": "b"}], True)
         assert report["total"]["amount_usd"] == "3"
 
 

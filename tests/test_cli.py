@@ -387,6 +387,6 @@ def test_spend_is_summed_up_for_people_and_for_machines(run: Run, configured: Pa
     """The table ends with the total, and JSON has the same amounts exactly."""
     record(database_url, 3)
     document = run("spend", "--since", "1h", "--json").document
-    assert (document["data"][0]["group"], document["total"]["amount_usd"]) == ("acme", "0.75")
+    assert (document["data"][0]["group"], document["total"]["amount_usd"]) == ({"workspace": "acme"}, "0.75")
     heading, group, total = run("spend", "--by", "workspace").output.splitlines()
     assert (heading.split()[0], group.split()[:2], total.split()[:2]) == ("WORKSPACE", ["acme", "3"], ["total", "3"])

@@ -27,16 +27,22 @@ Skip = Callable[[ast.AST], bool]
 LAYERS = (
     (
         *("errors", "ids", "exchange", "splice", "sse", "dialects", "pricing", "price_data"),
+        *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances"),
         *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
     ),
     (*("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),),
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (
         *("db", "migrate", "queries", "embedded", "embedded_files", "partitions", "journal", "segments"),
-        *("records", "batch_writer", "audit", "ledger", "quotas", "upstream", "remote_images", "stream", "providers.*"),
+        *("records", "batch_writer", "audit", "leases", "reservations", "quotas"),
+        *("timers", "http1", "upstream", "remote_images", "stream", "providers.*"),
+        *("audit_chain", "audit_log", "audit_check", "audit_contents", "audit_notary", "audit_reader", "audit_verify"),
+        *("audit_export", "chain_writer", "body_cipher"),
         *("logs", "tasks", "tls", "routes", "seat", "occupancy"),
     ),
     (
+        *("ledger", "ledger_export", "repricing", "invoices", "reconciliation"),
+        "offers",
         "accounting",
         "key_snapshot",
         "keys",
@@ -48,14 +54,16 @@ LAYERS = (
         "attempt",
         "race",
         "failover",
+        "current_prices",
         "exchanges",
+        "candidates",
         "admin",
         "endpoints",
         "pipeline",
     ),
     ("server",),
-    ("gateway", "app"),
-    ("supervisor", "accepted", "worker", "cli", "__main__", "testing"),
+    ("gateway", "reach", "app"),
+    ("supervisor", "accepted", "worker", "cli", "__main__", "testing", "drill"),
 )
 ONLY_IN = {
     "aiohttp": {"server", "upstream", "stream", "testing"},

@@ -279,8 +279,9 @@ def test_traps_14_and_15_classes_of_tokens_add_up() -> None:
     )
     assert usage == Usage(
         uncached_input_tokens=50,
-        cache_read_input_tokens=40,
+        cache_read_input_tokens=35,
         audio_input_tokens=20,
+        cache_read_audio_input_tokens=5,
         text_output_tokens=12,
         reasoning_output_tokens=30,
         audio_output_tokens=8,

@@ -14,7 +14,7 @@ from llmproxy.dialects.openai_errors import error_body, error_event, error_in, e
 from llmproxy.dialects.refusals import failure_of, masked
 from llmproxy.dialects.retry_after import retry_after_seconds
 from llmproxy.errors import BadRequest, BudgetExceeded, Failure, LLMProxyError, UpstreamTimeout
-from llmproxy.exchange import Document, Operation, Usage
+from llmproxy.exchange import TOKEN_CLASSES, Document, Operation, Usage
 
 # What a provider could put where a number belongs.
 HOSTILE: st.SearchStrategy[object] = st.one_of(
@@ -69,7 +69,7 @@ def test_usage_survives_hostile_numbers(reported: Document) -> None:
     if usage is None:
         assert not any(is_count(reported.get(f"{name}_tokens")) for name in ("prompt", "completion", "total"))
         return
-    values = [getattr(usage, name) for name in Usage.__dataclass_fields__ if name.endswith("tokens")]
+    values = [getattr(usage, name) for name in TOKEN_CLASSES]
     assert all(type(value) is int and value >= 0 for value in values)
     assert sum(values) == usage.total_tokens
     for name, total in (("prompt_tokens", usage.input_tokens), ("completion_tokens", usage.output_tokens)):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.dialects.openai_stream import StreamFacts
-from llmproxy.errors import Failure
+from llmproxy.errors import Failure, UpstreamBroken
 from llmproxy.exchange import Document
 from llmproxy.sse import COMMENT, DONE
 
@@ -40,9 +40,10 @@ USAGE_EVENT = event({"id": "c", "choices": [], "usage": USAGE})
 
 
 def fed(*events: bytes, hide_usage: bool = False, choices: int = 1) -> tuple[StreamFacts, bytes]:
-    """The facts after these batches, and what was relayed of them."""
+    """The facts after these batches, and what was relayed of them; an error is the last thing that is read."""
     facts = StreamFacts(hide_usage=hide_usage, choices=choices)
-    return facts, b"".join(facts.feed(each) for each in events)
+    relayed = [facts.feed(each) for each in events if facts.error is None]
+    return facts, b"".join(relayed)
 
 
 @pytest.mark.parametrize("write", [bytes, spaced])
@@ -94,6 +95,16 @@ def test_facts_do_not_depend_on_batches(events: list[bytes], cuts: list[int], *,
         assert facts.finish_reasons == one_by_one.finish_reasons
         assert facts.event_count == one_by_one.event_count
         assert (facts.saw_done, facts.has_content) == (one_by_one.saw_done, one_by_one.has_content)
+        assert (facts.error is None) == (one_by_one.error is None)
+
+
+def test_what_is_no_event_is_no_answer() -> None:
+    """Before the first content it is the attempt's failure; after it, the client has to judge."""
+    broken, relayed = fed(ROLE, b"data: not json\n\n")
+    assert isinstance(broken.error, UpstreamBroken)
+    assert relayed == ROLE
+    begun, relayed = fed(ROLE, HI, b"data: not json\n\n", DONE)
+    assert (begun.error, relayed) == (None, ROLE + HI + b"data: not json\n\n" + DONE)
 
 
 @given(st.lists(DELTAS, max_size=12))

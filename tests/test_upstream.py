@@ -15,7 +15,7 @@ import pytest
 from llmproxy.config import Timeouts
 from llmproxy.errors import TimeoutPhase, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamTimeout
 from llmproxy.errors import UpstreamUnreachable as Unreachable
-from llmproxy.services import UpstreamRequest
+from llmproxy.services import UpstreamRequest, UpstreamResponse
 from llmproxy.testing import (
     Ending,
     Message,
@@ -38,7 +38,7 @@ from llmproxy.testing import (
     wait_until,
     with_headers,
 )
-from llmproxy.upstream import HTTPTransport, TimedResponse, UpstreamHTTP, read_all, send
+from llmproxy.upstream import HTTPTransport, UpstreamHTTP, read_all, send
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 TLS = Path(__file__).parent / "data" / "tls"
@@ -72,7 +72,7 @@ def timers(**seconds: float | None) -> Timeouts:
 @asynccontextmanager
 async def answered(
     transport: HTTPTransport, script: Reply, **seconds: float | None
-) -> AsyncIterator[tuple[ScriptedUpstream, TimedResponse]]:
+) -> AsyncIterator[tuple[ScriptedUpstream, UpstreamResponse]]:
     """An upstream that has sent the head of its response."""
     async with ScriptedUpstream([script]) as upstream:
         response = await send(transport, asking(upstream), timers(**seconds))

@@ -96,7 +96,7 @@ async def test_each_charged_attempt_has_a_ledger_row_of_its_own(proxy: StartProx
         assert (await client.chat("hello")).status == 200
         rows = await client.rows()
     assert [(row["kind"], row["entry"]) for row in rows.ledger] == [("exchange", 0), ("attempt", 1)]
-    assert {row["cost_provenance"] for row in rows.ledger} == {"measured", "estimated"}
+    assert {row["cost_provenance"] for row in rows.ledger} == {"measured", "assumed"}
     amounts = [row["amount_usd"] for row in rows.ledger]
     assert all(amount > 0 for amount in amounts)
     assert sum(amounts, Decimal(0)) == rows.requests[0]["cost_usd"]

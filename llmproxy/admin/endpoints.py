@@ -6,11 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Final
 
+from llmproxy.admin.audit import AuditTrail
 from llmproxy.admin.documents import MAX_LIMIT, Parameters, read_body
 from llmproxy.admin.keys import KeyChanges, NewKey, StoredKeys
 from llmproxy.admin.requests import RequestFilter, RequestLog
-from llmproxy.admin.spend import GROUPS, Spend
+from llmproxy.admin.spend import GROUPS, Spend, groups_of
 from llmproxy.admin.workspaces import StoredWorkspaces, WorkspaceSettings
+from llmproxy.audit_notary import ActionLog
+from llmproxy.audit_reader import Span
+from llmproxy.body_cipher import BodyCipher
 from llmproxy.db import REJECTED
 from llmproxy.endpoints import json_answer
 from llmproxy.errors import BadRequest, ConfigError, StorageError
@@ -23,9 +27,11 @@ PREFIX: Final = "/admin/v1"
 
 
 class AdminEndpoints:
-    """Keys, workspaces, requests, spend, and taking over the configuration file.
+    """Keys, workspaces, requests, spend, the audit, and taking over the configuration file.
 
     Args:
+        actions: Hears of each change.
+        cipher: What decrypts kept bodies, if they are encrypted.
         configured: The workspaces that the configuration defines.
         reload: Has every worker take over the configuration file, or raises ConfigError.
     """
@@ -36,13 +42,17 @@ class AdminEndpoints:
         queries: Queries,
         clock: Clock,
         *,
+        audit: AuditTrail,
+        actions: ActionLog,
+        cipher: BodyCipher | None,
         configured: Callable[[], Mapping[str, Workspace]],
         reload: Callable[[], Awaitable[None]],
     ) -> None:
         self._clock = clock
-        self._keys = StoredKeys(database, queries, clock, configured)
-        self._workspaces = StoredWorkspaces(database, queries, configured)
-        self._requests = RequestLog(database, queries)
+        self._keys = StoredKeys(database, queries, clock, actions, configured)
+        self._workspaces = StoredWorkspaces(database, queries, actions, configured)
+        self._audit = audit
+        self._requests = RequestLog(database, queries, cipher)
         self._spend = Spend(database, queries)
         self._reload = reload
 
@@ -61,6 +71,7 @@ class AdminEndpoints:
             ("GET", "/requests/{id}/explain", self.explain_request),
             ("GET", "/requests/{id}", self.get_request),
             ("GET", "/spend", self.report_spend),
+            ("GET", "/audit/verify", self.verify_audit),
             ("POST", "/config/reload", self.reload_configuration),
         ):
             router.add(method, f"{PREFIX}{path}", _blaming_the_sender(handler))
@@ -130,11 +141,16 @@ class AdminEndpoints:
 
     async def report_spend(self, request: RouteRequest) -> Answer:
         """Sums over the ledger."""
-        query = self._query(request, "by", "since", "until", "limit")
-        by = query.choice("by", GROUPS) or GROUPS[0]
-        return json_answer(
-            await self._spend.report(by, query.moment("since"), query.moment("until"), query.limit(MAX_LIMIT))
-        )
+        query = self._query(request, "by", "workspace", "since", "until", "limit")
+        by, workspace = groups_of(query.text("by") or GROUPS[0], "by"), query.text("workspace")
+        span = query.moment("since"), query.moment("until")
+        return json_answer(await self._spend.report(by, *span, workspace=workspace, limit=query.limit(MAX_LIMIT)))
+
+    async def verify_audit(self, request: RouteRequest) -> Answer:
+        """Whether what was recorded is as it was recorded; `ok` says so, and `problems` what is not."""
+        query = self._query(request, "since")
+        report = await self._audit.verify(Span(since=query.moment("since")))
+        return json_answer(report.document())
 
     async def reload_configuration(self, request: RouteRequest) -> Answer:
         """Take over the configuration file, on every worker; nothing changes when it has a mistake."""

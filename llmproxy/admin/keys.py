@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import AwareDatetime, Field, model_validator
 
 from llmproxy.admin.documents import Body, Word, page, shown
+from llmproxy.audit_notary import ActionLog
 from llmproxy.errors import BadRequest, Conflict, NotFound
 from llmproxy.exchange import Document
 from llmproxy.keys import key_hash, new_key
@@ -18,6 +19,7 @@ from llmproxy.queries import Queries
 from llmproxy.services import Clock, Connection, Database, Row
 
 _HINT_CHARACTERS: Final = 10
+_AUDITED: Final = ("workspace", "name", "models", "feature", "user_id", "expires_at")
 _CENTURY_SECONDS: Final = 3_155_760_000
 _Patterns = Annotated[tuple[Word, ...], Field(min_length=1)]
 
@@ -65,13 +67,20 @@ class StoredKeys:
     """The keys in Postgres.
 
     Args:
+        actions: Hears of each change.
         configured_workspaces: The names of the workspaces that the configuration defines.
     """
 
     def __init__(
-        self, database: Database, queries: Queries, clock: Clock, configured_workspaces: Callable[[], Collection[str]]
+        self,
+        database: Database,
+        queries: Queries,
+        clock: Clock,
+        actions: ActionLog,
+        configured_workspaces: Callable[[], Collection[str]],
     ) -> None:
         self._database = database
+        self._actions = actions
         self._queries = queries
         self._clock = clock
         self._configured_workspaces = configured_workspaces
@@ -97,8 +106,10 @@ class StoredKeys:
                 wanted.metadata,
                 wanted.end(self._clock.now()),
             )
-        if row is None:
-            raise Conflict("A key with this SHA-256 is already there.", param="key_sha256")
+            if row is None:
+                raise Conflict("A key with this SHA-256 is already there.", param="key_sha256")
+            facts = {name: row[name] for name in _AUDITED}
+            await self._actions.record(connection, "key_created", row["id"], **facts, is_imported=key is None)
         return {**_public(row), "key": key} if key else _public(row)
 
     async def find(self, workspace: str | None, after: str | None, limit: int) -> Document:
@@ -115,9 +126,7 @@ class StoredKeys:
     async def update(self, key_id: str, changes: KeyChanges) -> Document:
         """Change what was sent and leave the rest. Raises NotFound, StorageError."""
         sent = changes.model_fields_set
-        row = await self._database.fetch_row(
-            self._queries.update_key,
-            key_id,
+        values = (
             changes.name if "name" in sent else None,
             changes.models if "models" in sent else None,
             "feature" in sent,
@@ -128,11 +137,18 @@ class StoredKeys:
             bool(sent & {"expires_at", "expires_in_seconds"}),
             changes.end(self._clock.now()),
         )
-        return _found(row)
+        async with self._database.transaction() as connection:
+            changed = _found(await connection.fetch_row(self._queries.update_key, key_id, *values))
+            facts = {name: changed[name] for name in changed if name in sent}
+            await self._actions.record(connection, "key_changed", key_id, **facts)
+        return changed
 
     async def revoke(self, key_id: str) -> Document:
         """Make a key worthless for good; doing so twice is harmless. Raises NotFound, StorageError."""
-        return _found(await self._database.fetch_row(self._queries.revoke_key, key_id))
+        async with self._database.transaction() as connection:
+            revoked = _found(await connection.fetch_row(self._queries.revoke_key, key_id))
+            await self._actions.record(connection, "key_revoked", key_id, workspace=revoked["workspace"])
+        return revoked
 
     async def _check_workspace(self, connection: Connection, name: str) -> None:
         configured = self._configured_workspaces()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Final
 
 from llmproxy.admin.documents import DEFAULT_LIMIT, page, shown
 from llmproxy.admin.explain import explanation
+from llmproxy.body_cipher import BodyCipher, is_encrypted
 from llmproxy.errors import BadRequest, NotFound
 from llmproxy.exchange import Document
 from llmproxy.ids import time_of
 from llmproxy.queries import Queries
 from llmproxy.services import Database, Row
+
+_ANOTHER_KEYS: Final = "(encrypted with another audit.body_key, or changed)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +32,14 @@ class RequestFilter:
 
 
 class RequestLog:
-    """The audit in Postgres, read only."""
+    """The audit in Postgres, read only.
 
-    def __init__(self, database: Database, queries: Queries) -> None:
+    Args:
+        cipher: What decrypts bodies, if they are encrypted.
+    """
+
+    def __init__(self, database: Database, queries: Queries, cipher: BodyCipher | None = None) -> None:
+        self._cipher = cipher
         self._database = database
         self._queries = queries
 
@@ -57,12 +66,23 @@ class RequestLog:
         row = await self._found(request_id)
         place = (row["id"], row["admitted_at"])
         bodies = await self._database.fetch_row(self._queries.bodies_of_request, *place)
-        return {**shown(row), "attempts": await self._attempts(row), "bodies": _decoded(bodies) if bodies else None}
+        read = {name: self._read(str(row["id"]), name, value) for name, value in bodies.items()} if bodies else None
+        return {**shown(row), "attempts": await self._attempts(row), "bodies": read}
 
     async def explain(self, request_id: str) -> Document:
         """Why a request went the way it did. Raises NotFound, StorageError."""
         row = await self._found(request_id)
         return explanation(shown(row), await self._attempts(row))
+
+    # A body, or whether it was cut.
+    def _read(self, request_id: str, name: str, value: Any) -> object:
+        if not isinstance(value, bytes):
+            return value
+        body: bytes | None = value
+        if is_encrypted(value):
+            body = self._cipher.decrypt(request_id, name, value) if self._cipher else None
+        # Bodies are kept as bytes and may be cut anywhere, also inside a character.
+        return _ANOTHER_KEYS if body is None else body.decode("utf-8", "replace")
 
     async def _found(self, request_id: str) -> Row:
         row = await self._row(request_id)
@@ -76,10 +96,3 @@ class RequestLog:
     async def _attempts(self, row: Row) -> list[Document]:
         rows = await self._database.fetch(self._queries.attempts_of_request, row["id"], row["admitted_at"])
         return [shown(attempt) for attempt in rows]
-
-
-def _decoded(row: Row) -> Document:
-    """Bodies are kept as bytes and may be cut anywhere, also inside a character."""
-    return {
-        name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for name, value in row.items()
-    }

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from llmproxy.admin.documents import Body, Word, shown
+from llmproxy.audit_notary import ActionLog
 from llmproxy.config import KeptBodies
 from llmproxy.errors import BadRequest, Conflict, NotFound
 from llmproxy.exchange import Document
@@ -30,8 +31,15 @@ class WorkspaceSettings(Body):
 class StoredWorkspaces:
     """The workspaces in Postgres, next to those of the configuration."""
 
-    def __init__(self, database: Database, queries: Queries, configured: Callable[[], Mapping[str, Workspace]]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queries: Queries,
+        actions: ActionLog,
+        configured: Callable[[], Mapping[str, Workspace]],
+    ) -> None:
         self._database = database
+        self._actions = actions
         self._queries = queries
         self._configured = configured
 
@@ -48,7 +56,9 @@ class StoredWorkspaces:
             message = "A workspace's id has up to 100 letters, digits, dots, dashes and underscores."
             raise BadRequest(message, param="id")
         values = (settings.models, settings.region, settings.bodies)
-        row = await self._database.fetch_row(self._queries.put_workspace, name, *values)
+        async with self._database.transaction() as connection:
+            row = await connection.fetch_row(self._queries.put_workspace, name, *values)
+            await self._actions.record(connection, "workspace_changed", name, **settings.model_dump())
         return {**shown(row or {}), "source": "database"}
 
     async def delete(self, name: str) -> Document:
@@ -64,6 +74,7 @@ class StoredWorkspaces:
             if active and active["keys"] and not is_configured:
                 raise Conflict(f"The workspace has active keys ({active['keys']}); revoke them first.")
             await connection.execute(self._queries.delete_workspace, name)
+            await self._actions.record(connection, "workspace_deleted", name)
         return {"id": name, "deleted": True}
 
 

@@ -11,7 +11,7 @@ import orjson
 
 from llmproxy.admin.documents import MAX_LIMIT, moment, read_body
 from llmproxy.admin.keys import NewKey, StoredKeys
-from llmproxy.cli.offline import read_core, with_database
+from llmproxy.cli.offline import action_log, read_core, with_database
 from llmproxy.cli.output import print_json, print_table
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
 from llmproxy.exchange import Document
@@ -80,11 +80,12 @@ def _end(text: str | None) -> datetime | None:
 
 
 def _with_keys(settings: Settings, work: Callable[[StoredKeys], Awaitable[T]]) -> T:
-    config = read_core(settings)
+    config, clock, queries = read_core(settings), SystemClock(), Queries()
     configured = config.workspaces.keys() or {DEFAULT_WORKSPACE}
+    actions = action_log(settings, config, queries, clock)
 
     async def run(database: Database) -> T:
-        return await work(StoredKeys(database, Queries(), SystemClock(), lambda: configured))
+        return await work(StoredKeys(database, queries, clock, actions, lambda: configured))
 
     return with_database(settings, config, run)
 

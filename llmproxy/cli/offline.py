@@ -8,19 +8,23 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
+from llmproxy.audit_notary import ActionLog, Notary
 from llmproxy.cli.settings import Settings
 from llmproxy.config import Config, DatabaseConfig
 from llmproxy.config_document import load_config
+from llmproxy.current_prices import CurrentPrices
 from llmproxy.db import Postgres
 from llmproxy.embedded import EmbeddedPostgres
 from llmproxy.errors import StorageError, Unavailable
 from llmproxy.exchanges import OwnExchanges
 from llmproxy.logs import make_log
 from llmproxy.migrate import core_component, migrate, pending
-from llmproxy.services import Database, Log, Services, SystemClock
+from llmproxy.queries import Queries
+from llmproxy.quotas import Quotas
+from llmproxy.services import Clock, Database, Log, Services, SystemClock
 from llmproxy.state import StateDirectory
 from llmproxy.tasks import BackgroundTasks
-from llmproxy.upstream import HTTPTransport, UpstreamHTTP
+from llmproxy.upstream import ProviderTransport, UpstreamHTTP
 
 EMBEDDED = "embedded"
 
@@ -30,13 +34,16 @@ T = TypeVar("T")
 def offline_services(settings: Settings, log: Log) -> Services:
     """Services to read a configuration with: nothing behind them is open, and nothing runs."""
     clock, tasks = SystemClock(), BackgroundTasks(log)
+    database = Postgres("", DatabaseConfig(), clock, log, tasks)
     return Services(
         clock=clock,
-        database=Postgres("", DatabaseConfig(), clock, log, tasks),
-        http=UpstreamHTTP(HTTPTransport()),
+        database=database,
+        http=UpstreamHTTP(ProviderTransport()),
         log=log,
         tasks=tasks,
         exchanges=OwnExchanges(_nothing_is_served, clock),
+        pricing=CurrentPrices(_nothing_is_served),
+        quotas=Quotas(database, Queries(), clock, log, tasks),
         state_directory=settings.state_path.resolve(),
     )
 
@@ -50,6 +57,13 @@ def read_core(settings: Settings) -> Config:
     config, document = load_config(settings.config_path, os.environ)
     document.raise_if_mistaken()
     return config
+
+
+def action_log(settings: Settings, config: Config, queries: Queries, clock: Clock) -> ActionLog:
+    """Where what is done at the command line is recorded."""
+    state, log = StateDirectory(settings.state_path), make_log(config.logging)
+    notary = Notary(queries, state.audit_keys(config.audit), clock, log, state.audit_anchor)
+    return ActionLog(notary, "command line")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import click
 
 from llmproxy.admin.documents import MAX_LIMIT
 from llmproxy.admin.requests import RequestFilter, RequestLog
+from llmproxy.body_cipher import body_cipher
 from llmproxy.cli.offline import read_core, with_database
 from llmproxy.cli.output import cell, print_json
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
@@ -51,12 +52,13 @@ def tail(settings: Settings, count: int, follow: bool) -> None:  # noqa: FBT001 
 @pass_settings
 def show(settings: Settings, request_id: str) -> None:
     """Show one request: what it cost, who served it, who did not, and why."""
+    config = read_core(settings)
 
     async def read(database: Database) -> tuple[Document, Document]:
-        log = RequestLog(database, Queries())
+        log = RequestLog(database, Queries(), body_cipher(config.audit))
         return await log.get(request_id), await log.explain(request_id)
 
-    request, explanation = with_database(settings, read_core(settings), read)
+    request, explanation = with_database(settings, config, read)
     if settings.json:
         return print_json({**request, "explanation": explanation})
     return _print_request(request, explanation)

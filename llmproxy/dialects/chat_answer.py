@@ -110,7 +110,7 @@ def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
         "choices": [answer.choice(index) for index, answer in enumerate(answers)],
     }
     if first.usage is not None:
-        completion["usage"] = usage_document(first.usage)
+        completion |= _usage_members(first.usage)
     return orjson.dumps({**completion, **first.extra})
 
 
@@ -184,7 +184,7 @@ class ChunkWriter:
         """The usage chunk, when usage is known, and the end mark."""
         if usage is None:
             return DONE
-        return encode_event(orjson.dumps({**self._base, "choices": [], "usage": usage_document(usage)})) + DONE
+        return encode_event(orjson.dumps({**self._base, "choices": [], **_usage_members(usage)})) + DONE
 
     def _chunk(
         self,
@@ -205,21 +205,36 @@ def usage_document(usage: Usage) -> Document:
     written_1h = usage.cache_write_1h_input_tokens
     # The OpenAI form knows one class of cache writes; those kept for an hour cost more.
     kept_for_an_hour = {"cache_write_1h_tokens": written_1h} if written_1h else {}
+    cached_audio = usage.cache_read_audio_input_tokens
+    image_in, image_out = usage.image_input_tokens, usage.image_output_tokens
+    searched = {"server_tool_use": {"web_search_requests": usage.web_searches}} if usage.web_searches else {}
+    computed = {"inference_geo": usage.region} if usage.region else {}
     return {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": usage.cache_read_input_tokens,
+            "cached_tokens": usage.cache_read_input_tokens + usage.cache_read_audio_input_tokens,
             "cache_write_tokens": usage.cache_write_5m_input_tokens + written_1h,
             **kept_for_an_hour,
             "audio_tokens": usage.audio_input_tokens,
+            **({"cached_audio_tokens": cached_audio} if cached_audio else {}),
+            **({"image_tokens": image_in} if image_in else {}),
         },
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning_output_tokens,
             "audio_tokens": usage.audio_output_tokens,
+            **({"image_tokens": image_out} if image_out else {}),
         },
+        **searched,
+        **computed,
     }
+
+
+def _usage_members(usage: Usage) -> Document:
+    """The members of an answer, or of the chunk that ends a stream, that tell usage and what decides its price."""
+    served = {"service_tier": usage.service_tier} if usage.service_tier else {}
+    return {**served, "usage": usage_document(usage)}
 
 
 def settled_reason(reason: FinishReason, *, has_calls: bool) -> FinishReason:

@@ -15,6 +15,12 @@ from llmproxy.exchange import Document
 # Members of a delta that are pieces of one text, and those that are items of one list.
 _TEXTS: Final = ("content", "refusal", "reasoning_content")
 _LISTS: Final = ("thinking_blocks", "annotations", "images")
+_TYPES: Final = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("tool_calls", *_LISTS), list),
+    "role": str,
+    "extra_content": dict,
+}
 _REPEATED: Final = ("id", "created", "model", "system_fingerprint", "service_tier")
 
 
@@ -33,6 +39,9 @@ class ChunkCollector:
     """Collects the chunks of one answer.
 
     `feed` takes server-sent events in pieces of any size; `finish` gives the completion.
+
+    Attributes:
+        lost: The members of messages that had something in them and that a completion made here has no place for.
     """
 
     def __init__(self) -> None:
@@ -40,6 +49,7 @@ class ChunkCollector:
         self._head: Document = {}
         self._choices: dict[int, _Choice] = {}
         self._usage: Document | None = None
+        self.lost: set[str] = set()
 
     def feed(self, data: bytes) -> None:
         """Some more of the stream. Raises UpstreamRefused for an error in it, UpstreamBroken for garbage."""
@@ -69,6 +79,13 @@ class ChunkCollector:
         for choice in _objects(chunk.get("choices")):
             index = choice.get("index")
             _add(self._choices.setdefault(index if isinstance(index, int) else 0, _Choice()), choice)
+            self._note_lost(choice.get("delta"))
+
+    # The value is whatever the provider sent.
+    def _note_lost(self, delta: Any) -> None:
+        for name, value in delta.items() if isinstance(delta, dict) else ():
+            if value and not isinstance(value, _TYPES.get(name, ())):
+                self.lost.add(name)
 
 
 def _add(choice: _Choice, chunk: Document) -> None:

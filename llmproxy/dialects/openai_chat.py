@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any, Final
 
 from llmproxy.dialects.openai_errors import error_body, error_event, error_in, error_of
 from llmproxy.exchange import Document, Usage
+from llmproxy.service_tiers import service_tier
 
 __all__ = ["error_body", "error_event", "error_in", "error_of", "reported_usage", "token_count", "usage_of"]
 
@@ -17,22 +19,24 @@ _MAX_TOKENS: Final = 10**12
 def usage_of(document: Document) -> Usage | None:
     """An answer's usage in classes that add up to its prompt and completion tokens; None when it tells none.
 
-    OpenAI counts cached and audio tokens inside `prompt_tokens`, and reasoning inside `completion_tokens`. A number
-    that cannot be true never raises: it is left out, or cut down to what the sum leaves room for.
+    OpenAI counts cached, audio and image tokens inside `prompt_tokens`, and reasoning inside `completion_tokens`; what
+    is newer than chat completions calls them `input_tokens` and `output_tokens`. A number that cannot be true never
+    raises: it is left out, or cut down to what the sum leaves room for.
     """
     usage = reported_usage(document)
     if usage is None:
         return None
-    prompt = token_count(usage, "prompt_tokens")
-    completion = token_count(usage, "completion_tokens")
+    prompt = token_count(usage, "prompt_tokens", "input_tokens")
+    completion = token_count(usage, "completion_tokens", "output_tokens")
     total = token_count(usage, "total_tokens")
-    if prompt is None and completion is None and total is None:
+    seconds = _audio_seconds(usage)
+    if prompt is None and completion is None and total is None and not seconds:
         return None
     if prompt is None:
         prompt = max((total or 0) - (completion or 0), 0)
     if completion is None:
         completion = max((total or 0) - prompt, 0)
-    return _in_classes(prompt, completion, usage)
+    return _in_classes(prompt, completion, seconds, usage, service_tier(document.get("service_tier")))
 
 
 def reported_usage(document: Document) -> Document | None:
@@ -46,34 +50,67 @@ def reported_usage(document: Document) -> Document | None:
     return None
 
 
-def _in_classes(prompt: int, completion: int, usage: Document) -> Usage:
-    inside_prompt = _details(usage, "prompt_tokens_details")
+def _in_classes(prompt: int, completion: int, audio_seconds: int, usage: Document, tier: str | None) -> Usage:
+    inside_prompt = _details(usage, "prompt_tokens_details", "input_tokens_details")
     cached = token_count(inside_prompt, "cached_tokens")
     if cached is None:
         cached = token_count(usage, "prompt_cache_hit_tokens", "cached_tokens") or 0
-    written = token_count(inside_prompt, "cache_write_tokens") or 0
-    # An extension of ours: which of the writes are kept for an hour.
-    written_1h = token_count(inside_prompt, "cache_write_1h_tokens") or 0
-    audio_in = token_count(inside_prompt, "audio_tokens") or 0
-    inside_completion = _details(usage, "completion_tokens_details")
-    reasoning = token_count(inside_completion, "reasoning_tokens") or 0
-    audio_out = token_count(inside_completion, "audio_tokens") or 0
-    cached, written, audio_in, uncached = _shared_out(prompt, cached, written, audio_in)
-    reasoning, audio_out, text = _shared_out(completion, reasoning, audio_out)
+    # Two extensions of ours: which of the cache writes are kept for an hour, and which of the cached tokens are audio.
+    written_1h = _count(inside_prompt, "cache_write_1h_tokens")
+    cached_audio = _count(inside_prompt, "cached_audio_tokens")
+    cached, written, audio_in, image_in, uncached = _shared_out(
+        prompt,
+        (
+            cached,
+            _count(inside_prompt, "cache_write_tokens"),
+            _count(inside_prompt, "audio_tokens"),
+            _count(inside_prompt, "image_tokens"),
+        ),
+    )
+    inside_completion = _details(usage, "completion_tokens_details", "output_tokens_details")
+    reasoning, audio_out, image_out, text = _shared_out(
+        completion,
+        (
+            _count(inside_completion, "reasoning_tokens"),
+            _count(inside_completion, "audio_tokens"),
+            _count(inside_completion, "image_tokens"),
+        ),
+    )
+    searched, region = usage.get("server_tool_use"), usage.get("inference_geo")
     return Usage(
         uncached_input_tokens=uncached,
-        cache_read_input_tokens=cached,
+        cache_read_input_tokens=max(cached - cached_audio, 0),
         cache_write_5m_input_tokens=max(written - written_1h, 0),
         cache_write_1h_input_tokens=min(written, written_1h),
         audio_input_tokens=audio_in,
+        cache_read_audio_input_tokens=min(cached, cached_audio),
+        image_input_tokens=image_in,
         text_output_tokens=text,
         reasoning_output_tokens=reasoning,
         audio_output_tokens=audio_out,
+        image_output_tokens=image_out,
+        web_searches=_count(searched, "web_search_requests") if isinstance(searched, dict) else 0,
+        audio_seconds=audio_seconds,
+        service_tier=tier,
+        region=region if isinstance(region, str) else None,
     )
 
 
-def _shared_out(available: int, *wanted: int) -> tuple[int, ...]:
+def _audio_seconds(usage: Document) -> int:
+    """How long the audio was that is charged by its length, in whole seconds, as vendors round it."""
+    seconds = usage.get("seconds") if usage.get("type") == "duration" else usage.get("prompt_audio_seconds")
+    if seconds is None:
+        return 0
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _MAX_TOKENS:
+        return 0
+    return ceil(seconds)
+
+
+def _shared_out(available: int, wanted: tuple[int, ...]) -> tuple[int, ...]:
     """Each count, as far as there is room for it, and at last what is left over."""
+    left = available - sum(wanted)
+    if left >= 0:
+        return (*wanted, left)
     shares = []
     for count in wanted:
         shares.append(min(count, available))
@@ -81,9 +118,18 @@ def _shared_out(available: int, *wanted: int) -> tuple[int, ...]:
     return (*shares, available)
 
 
-def _details(usage: Document, name: str) -> Document:
-    details = usage.get(name)
-    return details if isinstance(details, dict) else {}
+def _details(usage: Document, *names: str) -> Document:
+    for name in names:
+        details = usage.get(name)
+        if isinstance(details, dict):
+            return details
+    return {}
+
+
+# The values are whatever the provider sent.
+def _count(holder: Mapping[str, Any], name: str) -> int:
+    """A believable number of tokens, 0 for none; most of the members that are asked for are not there."""
+    return 0 if holder.get(name) is None else token_count(holder, name) or 0
 
 
 # The values are whatever the provider sent.
@@ -91,10 +137,10 @@ def token_count(holder: Mapping[str, Any], *names: str) -> int | None:
     """The first of these members that is a believable number of tokens."""
     for name in names:
         value = holder.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if 0 <= value <= _MAX_TOKENS and value == int(value):
+        # A bool is no int here.
+        if type(value) is int:
+            if 0 <= value <= _MAX_TOKENS:
+                return value
+        elif isinstance(value, float) and 0 <= value <= _MAX_TOKENS and value == int(value):
             return int(value)
     return None

@@ -9,7 +9,7 @@ from typing import Any, Final
 from llmproxy.dialects.openai_chat import reported_usage
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import object_or_none
-from llmproxy.errors import UpstreamRefused
+from llmproxy.errors import UpstreamBroken, UpstreamError
 from llmproxy.exchange import Document
 from llmproxy.sse import event_data
 
@@ -69,7 +69,7 @@ class StreamFacts:
         self._size_bytes = 0
         self._envelope_bytes = _USUAL_ENVELOPE_BYTES
         self.usage: Document | None = None
-        self.error: UpstreamRefused | None = None
+        self.error: UpstreamError | None = None
         self.event_count = 0
         self.saw_done = False
         self.has_content = False
@@ -129,7 +129,12 @@ class StreamFacts:
             self.saw_done = True
             return False
         self.event_count += 1
-        document = object_or_none(data) or {}
+        document = object_or_none(data)
+        if document is None and not self.has_content:
+            # Another target may still answer; once the client has part of the answer, it is the client's to judge.
+            self.error = UpstreamBroken("The provider's stream began with something that is not an event.")
+            return False
+        document = document or {}
         self.error = stated_error(document)
         if self.error is not None:
             return False
@@ -142,7 +147,10 @@ class StreamFacts:
         usage = reported_usage(document)
         if usage is None:
             return False
-        self.usage = {"usage": {**(self.usage["usage"] if self.usage else {}), **usage}}
+        known = self.usage or {"usage": {}}
+        # The tier decides the price of what is counted.
+        served = {"service_tier": document["service_tier"]} if document.get("service_tier") else {}
+        self.usage = {**known, **served, "usage": {**known["usage"], **usage}}
         return True
 
     def _learn_choice(self, position: int, choice: Document) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
+from urllib.parse import urlsplit
 
 from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.dialects.openai_chat import usage_of
@@ -46,6 +47,7 @@ class Provider:
         Config: The model of the section.
         key_variables: Environment variables that usually hold the key, the first that is set wins.
         price_provider: The vendor's id in the price data; None when nothing is known of its prices.
+        priced_regions: Where an answer may say that it was computed, at a price of its own.
         has_own_names: Models are called what the customer likes: the price data's names mean nothing here.
         operations: What the endpoint can be asked for.
     """
@@ -54,6 +56,7 @@ class Provider:
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
     key_variables: ClassVar[tuple[str, ...]] = ()
     price_provider: ClassVar[str | None] = None
+    priced_regions: ClassVar[tuple[str, ...]] = ()
     has_own_names: ClassVar[bool] = False
     operations: ClassVar[frozenset[Operation]] = frozenset(Operation)
 
@@ -86,9 +89,17 @@ class Provider:
         """What the price data calls a model of this endpoint; by default what everybody calls it."""
         return model
 
+    def price_region(self) -> str | None:
+        """What tells where the endpoint computes, for vendors that charge more in some regions: by default its host."""
+        return urlsplit(self.config.base_url).hostname if self.config.base_url else None
+
     def model_facts(self, model: str) -> ModelFacts:
         """What the kind itself knows of a model; what it leaves open is looked for in the tables."""
         return ModelFacts()
+
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own, which makes it the beginning of its answer."""
+        return False
 
     def remote_images(self, request: Request) -> Mapping[str, str]:
         """Addresses of images of which the vendor takes the bytes only, each with where it stands in the request.

@@ -4,8 +4,10 @@ SELECT
     provider_name, response_model, outcome, http_status, error_code, cache, attempts, duration_seconds,
     first_chunk_seconds,
     uncached_input_tokens + cache_read_input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens
-        + audio_input_tokens AS input_tokens,
-    text_output_tokens + reasoning_output_tokens + audio_output_tokens AS output_tokens,
+        + audio_input_tokens + COALESCE(cache_read_audio_input_tokens, 0) + COALESCE(image_input_tokens, 0)
+        AS input_tokens,
+    text_output_tokens + reasoning_output_tokens + audio_output_tokens + COALESCE(image_output_tokens, 0)
+        AS output_tokens,
     cost_usd, cost_provenance
 FROM requests
 WHERE ($1::text IS NULL OR workspace = $1)
@@ -28,37 +30,3 @@ SELECT * FROM attempts WHERE request_id = $1 AND admitted_at = $2 ORDER BY numbe
 -- name: bodies_of_request
 SELECT request, response, request_truncated, response_truncated FROM request_bodies
 WHERE request_id = $1 AND admitted_at = $2;
-
--- name: spend
--- Groups and their total come from one statement, so that they agree whatever is written meanwhile.
-SELECT
-    grouping(entry_group) = 1 AS is_total,
-    entry_group,
-    count(*) FILTER (WHERE kind = 'exchange') AS requests,
-    COALESCE(sum(input_tokens), 0)::bigint AS input_tokens,
-    COALESCE(sum(output_tokens), 0)::bigint AS output_tokens,
-    COALESCE(sum(amount_usd), 0) AS amount_usd,
-    count(*) FILTER (WHERE kind = 'exchange' AND amount_usd IS NULL AND usage_provenance IS NOT NULL)
-        AS unpriced_requests,
-    count(*) FILTER (WHERE kind = 'exchange' AND COALESCE(cost_provenance, usage_provenance) <> 'measured')
-        AS estimated_requests
-FROM (
-    SELECT
-        CASE $1::text
-            WHEN 'workspace' THEN workspace
-            WHEN 'feature' THEN feature
-            WHEN 'user' THEN user_id
-            WHEN 'model' THEN COALESCE(provider_name || '/' || response_model, request_model)
-            WHEN 'key' THEN key_id
-            WHEN 'provider' THEN provider_name
-        END AS entry_group,
-        kind, amount_usd, usage_provenance, cost_provenance,
-        uncached_input_tokens + cache_read_input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens
-            + audio_input_tokens AS input_tokens,
-        text_output_tokens + reasoning_output_tokens + audio_output_tokens AS output_tokens
-    FROM ledger_entries
-    WHERE occurred_at >= COALESCE($2::timestamptz, '-infinity') AND occurred_at < COALESCE($3::timestamptz, 'infinity')
-) AS entries
-GROUP BY GROUPING SETS ((entry_group), ())
-ORDER BY is_total DESC, amount_usd DESC, entry_group
-LIMIT $4;

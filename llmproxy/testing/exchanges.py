@@ -15,7 +15,7 @@ from llmproxy.endpoints import PATHS
 from llmproxy.exchange import Exchange, Operation, Principal, Request, Target
 from llmproxy.hooks import RegisteredPlugin, resolve
 from llmproxy.ids import new_id
-from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Log, Services
+from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Log, Pricing, Quotas, Services
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import clock as standing
 from llmproxy.testing.http1 import Fields
@@ -53,6 +53,8 @@ def make_services(
     database: Database | None = None,
     http: HTTPClient | None = None,
     exchanges: Exchanges | None = None,
+    pricing: Pricing | None = None,
+    quotas: Quotas | None = None,
 ) -> Services:
     """Services for a plugin that is made by hand; what is left out says so when the plugin uses it.
 
@@ -66,6 +68,8 @@ def make_services(
         log=log,
         tasks=BackgroundTasks(log),
         exchanges=exchanges or cast("Exchanges", _Missing("exchanges")),
+        pricing=pricing or cast("Pricing", _Missing("pricing")),
+        quotas=quotas or cast("Quotas", _Missing("quotas")),
         state_directory=cast("Path", _Missing("state_directory")),
     )
 

@@ -78,7 +78,7 @@ class StartProxy:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmproxy-")))
             file = directory / "config.yaml"
             file.write_text(_encoded(_laid_over(_settings(scripted, given), config or {})))
-            core, components = _read(file, available)
+            core, components = core_of(ConfigSource.read(file), available)
             app = App(
                 config=core,
                 read_source=partial(ConfigSource.read, file),
@@ -89,8 +89,10 @@ class StartProxy:
                 clock=clock,
                 available=available,
             )
-            port = await stack.enter_async_context(_served(app))
-            yield ProxyClient(app, scripted, clock, await stack.enter_async_context(_http()), port)
+            port = await stack.enter_async_context(served(app))
+            yield ProxyClient(
+                app, scripted, clock, await stack.enter_async_context(client_session(DEADLINE_SECONDS)), port
+            )
 
     @asynccontextmanager
     async def _database(self, components: Sequence[Component]) -> AsyncIterator[str]:
@@ -165,9 +167,9 @@ def _encoded(settings: Settings) -> str:
     return json.dumps(settings, ensure_ascii=False, default=str)
 
 
-def _read(file: Path, available: Mapping[str, PluginSource]) -> tuple[Config, Sequence[Component]]:
+def core_of(source: ConfigSource, available: Mapping[str, PluginSource]) -> tuple[Config, Sequence[Component]]:
     """The configuration's core, and the plugins that bring migrations. Raises ConfigError."""
-    document = ConfigDocument.read(file, os.environ)
+    document = ConfigDocument.parse(source.data, source.name, os.environ)
     core = document.validate(Config)
     found = enabled(document.names("plugins"), document, available)
     document.raise_if_mistaken()
@@ -176,8 +178,8 @@ def _read(file: Path, available: Mapping[str, PluginSource]) -> tuple[Config, Se
 
 
 @asynccontextmanager
-async def _served(app: App) -> AsyncIterator[int]:
-    """The port on which the gateway serves."""
+async def served(app: App) -> AsyncIterator[int]:
+    """The port on which a gateway serves for as long as the block."""
     with socket.create_server((HOST, 0)) as listener:
         await app.start(listener)
         try:
@@ -186,6 +188,7 @@ async def _served(app: App) -> AsyncIterator[int]:
             await app.stop()
 
 
-def _http() -> aiohttp.ClientSession:
-    timeout = aiohttp.ClientTimeout(total=DEADLINE_SECONDS)
+def client_session(deadline_seconds: float) -> aiohttp.ClientSession:
+    """What a ProxyClient sends its requests with, each of which may take so long."""
+    timeout = aiohttp.ClientTimeout(total=deadline_seconds)
     return aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout)

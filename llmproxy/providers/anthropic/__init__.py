@@ -53,6 +53,7 @@ class Anthropic(Provider):
     Config: ClassVar[type[ProviderConfig]] = AnthropicConfig
     key_variables: ClassVar[tuple[str, ...]] = ("ANTHROPIC_API_KEY",)
     price_provider: ClassVar[str | None] = "anthropic"
+    priced_regions: ClassVar[tuple[str, ...]] = ("us",)
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.CHAT})
 
     def __init__(self, name: str, config: AnthropicConfig, services: Services) -> None:
@@ -70,6 +71,10 @@ class Anthropic(Provider):
     def model_facts(self, model: str) -> ModelFacts:
         """How much a model can answer with."""
         return self._format.facts(model)
+
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own; the newest do not."""
+        return self._format.takes_prefill(model)
 
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The request in the Messages format; long answers are asked for as a stream, also when the client did not.

@@ -22,6 +22,7 @@ from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document, Usage
 from llmproxy.providers.anthropic.tools import AnswerPlan
+from llmproxy.service_tiers import service_tier
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",
@@ -33,6 +34,8 @@ _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "compaction": "length",
     "refusal": "content_filter",
 }
+# What `inference_geo` says of an answer that may have been computed anywhere.
+_ANYWHERE: Final = ("global", "not_available", "")
 _REFUSED: Final = "The model refused to answer this request."
 
 
@@ -83,7 +86,10 @@ def refusal(message: Document) -> str:
 
 # The value is whatever the provider sent.
 def message_usage(usage: Any) -> Usage | None:
-    """Usage, in which Claude counts cached input apart and thinking inside the output."""
+    """Usage, in which Claude counts cached input apart and thinking inside the output.
+
+    It says itself which of the things that change the price were so: the tier, fast mode, and where it computed.
+    """
     if not isinstance(usage, dict):
         return None
     uncached, output = token_count(usage, "input_tokens"), token_count(usage, "output_tokens")
@@ -104,7 +110,18 @@ def message_usage(usage: Any) -> Usage | None:
         cache_write_1h_input_tokens=written_1h,
         text_output_tokens=max((output or 0) - thought, 0),
         reasoning_output_tokens=min(thought, output or 0),
+        web_searches=_web_searches(usage.get("server_tool_use")),
+        service_tier="fast" if usage.get("speed") == "fast" else service_tier(usage.get("service_tier")),
+        region=_region(usage.get("inference_geo")),
     )
+
+
+def _web_searches(server_tools: object) -> int:
+    return token_count(server_tools, "web_search_requests") or 0 if isinstance(server_tools, dict) else 0
+
+
+def _region(inference_geo: object) -> str | None:
+    return inference_geo if isinstance(inference_geo, str) and inference_geo not in _ANYWHERE else None
 
 
 # The value is whatever the provider sent.

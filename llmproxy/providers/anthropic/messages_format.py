@@ -33,6 +33,10 @@ class MessagesFormat:
         rules = self._models.known(model)
         return ModelFacts(max_output_tokens=rules.max_output_tokens) if rules else ModelFacts()
 
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own."""
+        return self._models.rules(model).prefill
+
     def request(self, document: Document, model: str) -> NativeRequest:
         """A chat completions request, translated. Raises BadRequest when the model cannot do what it asks."""
         return native_request(document, self._models.rules(model), self._limits, drop_params=self._drop_params)

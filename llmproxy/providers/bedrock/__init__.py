@@ -80,6 +80,11 @@ class Bedrock(Provider):
         """The model behind an ARN, as far as the section or the ARN itself says."""
         return self._section.base_models.get(model, model).rpartition("/")[2]
 
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own, as some of Claude's do."""
+        claude = self._rule_book.rules(self._base_model(model)).claude
+        return claude is not None and claude.prefill
+
     def remote_images(self, request: Request) -> Mapping[str, str]:
         """All of them: Bedrock reads nothing from the web."""
         is_wanted = self._section.fetch_images and request.operation is Operation.CHAT

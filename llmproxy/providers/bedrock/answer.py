@@ -22,6 +22,7 @@ from llmproxy.dialects.openai_chat import token_count
 from llmproxy.errors import UpstreamBroken, UpstreamRefused
 from llmproxy.exchange import Document, Usage
 from llmproxy.providers.anthropic.tools import AnswerPlan
+from llmproxy.service_tiers import service_tier
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",
@@ -49,7 +50,7 @@ def chat_answer(response: Document, plan: AnswerPlan, identity: AnswerIdentity) 
         raise model_failure(stop_reason)
     answer.finish_reason = finish_reason(stop_reason, has_calls=bool(answer.tool_calls))
     answer.native_finish_reason = stop_reason
-    answer.usage = token_usage(response.get("usage"))
+    answer.usage = token_usage(response)
     return answer
 
 
@@ -74,9 +75,9 @@ def model_failure(stop_reason: str) -> UpstreamRefused:
     return model_failed(sentence, native_type=stop_reason)
 
 
-# The value is whatever the provider sent.
-def token_usage(usage: Any) -> Usage | None:
-    """Usage, in which cached input is counted apart."""
+def token_usage(holder: Document) -> Usage | None:
+    """The usage of a response or of the event that ends one, in which cached input is counted apart."""
+    usage, tier = holder.get("usage"), holder.get("serviceTier")
     if not isinstance(usage, dict):
         return None
     uncached, output = token_count(usage, "inputTokens"), token_count(usage, "outputTokens")
@@ -90,6 +91,7 @@ def token_usage(usage: Any) -> Usage | None:
         cache_write_5m_input_tokens=written - written_1h,
         cache_write_1h_input_tokens=written_1h,
         text_output_tokens=output or 0,
+        service_tier=service_tier(tier.get("type")) if isinstance(tier, dict) else None,
     )
 
 

@@ -144,7 +144,7 @@ class ConverseDecoder:
     def _end(self, event: Document) -> Iterator[bytes]:
         if self._has_stopped and not self._has_ended:
             self._has_ended = True
-            yield self._out.end(token_usage(event.get("usage")))
+            yield self._out.end(token_usage(event))
 
     # Pieces of blocks
 

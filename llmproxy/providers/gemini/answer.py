@@ -23,6 +23,7 @@ from llmproxy.errors import UpstreamBroken
 from llmproxy.exchange import Document, Usage
 from llmproxy.providers.gemini.citations import citations_of
 from llmproxy.providers.gemini.content import Issuer
+from llmproxy.service_tiers import service_tier
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "MAX_TOKENS": "length",
@@ -66,7 +67,8 @@ def translate_answer(
     if not answers:
         raise UpstreamBroken("The provider's answer holds no candidates.")
     metadata = document.get("usageMetadata")
-    answers[0].usage = usage_of(metadata) if isinstance(metadata, dict) else None
+    searches = [searches_of(candidate, identity.model) for candidate in objects(document.get("candidates"))]
+    answers[0].usage = usage_of(metadata, sum(searches)) if isinstance(metadata, dict) else None
     return encode_choices(answers)
 
 
@@ -220,30 +222,46 @@ def _token(token: Mapping[str, Any]) -> Document:  # as the provider sent it
 # Usage
 
 
-def usage_of(metadata: Document) -> Usage:
+def usage_of(metadata: Document, searches: int = 0) -> Usage:
     """Usage in classes that add up. Google counts cached tokens inside the prompt, and thoughts beside the answer."""
     prompt = _count(metadata, "promptTokenCount") + _count(metadata, "toolUsePromptTokenCount")
     cached = min(_count(metadata, "cachedContentTokenCount"), prompt)
-    audio_cached = _audio(metadata, "cacheTokensDetails")
-    audio_in = min(max(_audio(metadata, "promptTokensDetails") - audio_cached, 0), prompt - cached)
+    audio_cached = min(_of("AUDIO", metadata, "cacheTokensDetails"), cached)
+    audio_in = min(max(_of("AUDIO", metadata, "promptTokensDetails") - audio_cached, 0), prompt - cached)
+    image_cached = _of("IMAGE", metadata, "cacheTokensDetails")
+    image_in = min(max(_of("IMAGE", metadata, "promptTokensDetails") - image_cached, 0), prompt - cached - audio_in)
     thoughts, answered = _count(metadata, "thoughtsTokenCount"), _count(metadata, "candidatesTokenCount")
     # Some models count their thoughts inside the answer; the total tells.
     if thoughts and _count(metadata, "totalTokenCount") == prompt + answered:
         answered = max(answered - thoughts, 0)
-    audio_out = min(_audio(metadata, "candidatesTokensDetails"), answered)
+    audio_out = min(_of("AUDIO", metadata, "candidatesTokensDetails"), answered)
+    image_out = min(_of("IMAGE", metadata, "candidatesTokensDetails"), answered - audio_out)
     return Usage(
-        uncached_input_tokens=prompt - cached - audio_in,
-        cache_read_input_tokens=cached,
+        uncached_input_tokens=prompt - cached - audio_in - image_in,
+        cache_read_input_tokens=cached - audio_cached,
         audio_input_tokens=audio_in,
-        text_output_tokens=answered - audio_out,
+        cache_read_audio_input_tokens=audio_cached,
+        image_input_tokens=image_in,
+        text_output_tokens=answered - audio_out - image_out,
         reasoning_output_tokens=thoughts,
         audio_output_tokens=audio_out,
+        image_output_tokens=image_out,
+        web_searches=searches,
+        service_tier=service_tier(metadata.get("serviceTier") or metadata.get("trafficType")),
     )
 
 
-def _audio(metadata: Document, name: str) -> int:
+def searches_of(candidate: Document, model: str) -> int:
+    """How many searches a candidate is charged for: each query, or with Gemini 2 any number of them as one."""
+    grounding = candidate.get("groundingMetadata")
+    queries = grounding.get("webSearchQueries") if isinstance(grounding, dict) else None
+    count = len(queries) if isinstance(queries, list) else 0
+    return min(count, 1) if "gemini-2" in model else count
+
+
+def _of(modality: str, metadata: Document, name: str) -> int:
     entries = objects(metadata.get(name))
-    return sum([_count(entry, "tokenCount") for entry in entries if entry.get("modality") == "AUDIO"])
+    return sum([_count(entry, "tokenCount") for entry in entries if entry.get("modality") == modality])
 
 
 def _count(holder: Document, name: str) -> int:

@@ -24,6 +24,7 @@ from llmproxy.providers.gemini.answer import (
     objects,
     parts_of,
     prompt_refusal,
+    searches_of,
     signature_of,
     text_of,
     usage_of,
@@ -49,6 +50,7 @@ class GeminiStream:
         self._events = ObjectEvents()
         self._candidates: dict[int, _Candidate] = {}
         self._usage: Document = {}
+        self._searches: dict[int, int] = {}
         self._has_begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -63,7 +65,7 @@ class GeminiStream:
         if not candidates or not all(candidate.reason for candidate in candidates):
             raise cut_short()
         chunks.extend(candidate.last() for candidate in candidates)
-        usage = usage_of(self._usage) if self._usage else None
+        usage = usage_of(self._usage, sum(self._searches.values())) if self._usage else None
         return [*chunks, ChunkWriter(self._identity).end(usage)]
 
     def _read(self, event: ObjectEvent) -> Iterator[bytes]:
@@ -83,6 +85,9 @@ class GeminiStream:
             index = candidate.get("index", position)
             if not isinstance(index, int) or not 0 <= index < _MAX_CANDIDATES:
                 raise UpstreamBroken("The provider's stream numbers its candidates wrongly.")
+            # Some events repeat the queries of those before.
+            searches = searches_of(candidate, self._identity.model)
+            self._searches[index] = max(self._searches.get(index, 0), searches)
             yield from self._candidate(index).add(candidate)
 
     def _begin(self, document: Document) -> None:

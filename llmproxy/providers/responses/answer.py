@@ -92,18 +92,17 @@ def finish_reason(response: Document, *, has_calls: bool) -> tuple[FinishReason,
 
 
 def response_usage(response: Document) -> Usage | None:
-    """Usage, which has the classes of chat completions under other names."""
-    usage = response.get("usage")
-    if not isinstance(usage, dict):
-        return None
-    renamed = {
-        "prompt_tokens": usage.get("input_tokens"),
-        "prompt_tokens_details": usage.get("input_tokens_details"),
-        "completion_tokens": usage.get("output_tokens"),
-        "completion_tokens_details": usage.get("output_tokens_details"),
-        "total_tokens": usage.get("total_tokens"),
-    }
-    return usage_of({"usage": renamed})
+    """Usage, with the searches of the web that its output shows."""
+    usage = usage_of(response)
+    searches = sum(_is_search(item) for item in objects(response.get("output")))
+    return usage._replace(web_searches=searches) if usage and searches else usage
+
+
+def _is_search(item: Document) -> bool:
+    """Whether an item is charged as a search: opening a page that was found is not."""
+    action = item.get("action")
+    kind = action.get("type") if isinstance(action, dict) else "search"
+    return item.get("type") == "web_search_call" and kind == "search"
 
 
 def members_of_the_whole(response: Document) -> Iterator[tuple[str, object]]:

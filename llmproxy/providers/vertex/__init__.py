@@ -104,6 +104,14 @@ class Vertex(Gemini):
         """Renew the token no more."""
         await self._token.stop()
 
+    def price_region(self) -> str | None:
+        """The location: Claude costs more in some."""
+        return self._place
+
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own, as some of Claude's do."""
+        return is_claude(model) and self._claude.takes_prefill(model)
+
     def remote_images(self, request: Request) -> Mapping[str, str]:
         """Those whose type their address does not tell; Claude's are Anthropic's to fetch."""
         return {} if is_claude(request.model) else super().remote_images(request)

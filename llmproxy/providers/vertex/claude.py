@@ -40,6 +40,10 @@ class Claude:
         self._format = MessagesFormat(load_models(), config.limits, drop_params=config.drop_params)
         self._betas = config.betas
 
+    def takes_prefill(self, model: str) -> bool:
+        """Whether a model goes on from a last message of its own."""
+        return self._format.takes_prefill(_name(model))
+
     def call(self, request: Request, target: Target) -> ClaudeCall:
         """What to send. Raises BadRequest when the model cannot do what is asked."""
         native = self._format.request(request.document, _name(target.model))

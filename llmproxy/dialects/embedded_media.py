@@ -1,0 +1,52 @@
+"""Images, sounds and files in a chat request, by their size: what says nothing of its tokens by being text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
+
+from llmproxy.exchange import Document
+
+MediaKind = Literal["image", "audio", "video", "file"]
+_KINDS: Final[Mapping[str, MediaKind]] = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "audio": "audio",
+    "video_url": "video",
+    "video": "video",
+    "file": "file",
+    "input_file": "file",
+    "document": "file",
+}
+# Deep enough for every part there is.
+_MAX_DEPTH: Final = 4
+
+
+class EmbeddedMedia(NamedTuple):
+    """One part of a message. `size_bytes` is that of its data as base64, or of the address in its place."""
+
+    kind: MediaKind
+    size_bytes: int
+
+
+def embedded_media(document: Document) -> Iterator[EmbeddedMedia]:
+    """What is not text in the messages of a request, whatever a client wrote into it."""
+    messages = document.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind in _KINDS:
+                yield EmbeddedMedia(_KINDS[kind], _text_size(part, _MAX_DEPTH))
+
+
+# The value is whatever the client sent.
+def _text_size(value: Any, depth: int) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict) and depth:
+        return sum(_text_size(inner, depth - 1) for inner in value.values())
+    return 0

@@ -1,0 +1,62 @@
+"""The four timers of one attempt: when the wait that is on is overdue, and what is said then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Final
+
+from llmproxy.config import Timeouts
+from llmproxy.errors import TimeoutPhase, UpstreamTimeout
+
+_SENTENCES: Final[Mapping[TimeoutPhase, str]] = {
+    "connect": "The provider could not be connected to within {seconds:g} seconds.",
+    "first_byte": "The provider sent nothing for {seconds:g} seconds after the request.",
+    "idle": "The provider went silent for {seconds:g} seconds in the middle of its answer.",
+    "total": "The answer was not complete after {seconds:g} seconds.",
+}
+
+
+def timed_out(phase: TimeoutPhase, seconds: float | None) -> UpstreamTimeout:
+    """The error for a timer that ran out."""
+    return UpstreamTimeout(_SENTENCES[phase].format(seconds=seconds or 0), phase=phase)
+
+
+class Timers:
+    """When the current wait is overdue, and by which timer: first byte, then idle gaps, within the total.
+
+    Args:
+        now: The event loop's time when the attempt began.
+    """
+
+    __slots__ = ("_now", "_timeouts", "_total_at", "due_at", "phase", "seconds")
+
+    def __init__(self, timeouts: Timeouts, now: float) -> None:
+        self._timeouts = timeouts
+        self._now = now
+        self._total_at = inf if timeouts.total_seconds is None else now + timeouts.total_seconds
+        self._wait("first_byte", now, timeouts.first_byte_seconds)
+
+    def connecting(self) -> None:
+        """No connection is there yet; wait for one."""
+        if self._timeouts.connect_seconds <= self._timeouts.first_byte_seconds:
+            self._wait("connect", self._now, self._timeouts.connect_seconds)
+
+    def first_byte(self) -> None:
+        """The request can be sent; wait for the answer, for as long as is left since the attempt began."""
+        self._wait("first_byte", self._now, self._timeouts.first_byte_seconds)
+
+    def next_gap(self, now: float) -> None:
+        """The first byte is there; wait for the next."""
+        self._wait("idle", now, self._timeouts.idle_seconds)
+
+    def error(self) -> UpstreamTimeout:
+        """The error for the wait that is overdue."""
+        return timed_out(self.phase, self.seconds)
+
+    def _wait(self, phase: TimeoutPhase, now: float, seconds: float) -> None:
+        self.phase: TimeoutPhase = phase
+        self.seconds: float | None = seconds
+        self.due_at = now + seconds
+        if self._total_at < self.due_at:
+            self.phase, self.seconds, self.due_at = "total", self._timeouts.total_seconds, self._total_at
