@@ -1,0 +1,180 @@
+"""Purges, on every worker and replica: what was made before one is not found after it.
+
+A purge gives what it is for a new generation. Generations are part of the keys that entries are stored under, so that
+an answer that was on its way during the purge, or on a machine that heard of it late, stays behind in the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+from uuid import uuid4
+
+import orjson
+from pydantic import Field, ValidationError, model_validator
+
+from llmproxy.api import Answer, BadRequest, Clock, Database, Log, RouteRequest, Section, StorageError, Tasks
+from llmproxy_plugins.caching.keys import Key, tag
+from llmproxy_plugins.caching.stores import Store
+
+_CHANNEL: Final = "caching_purges"
+_RETRY_SECONDS: Final = 2.0
+# No entry lives longer than 30 days, so a generation that began before that has nothing to be told apart from.
+_PRUNE: Final = "DELETE FROM caching_generations WHERE began_at < now() - interval '31 days'"
+_BEGIN: Final = """
+INSERT INTO caching_generations (scope, generation) VALUES ($1, $2)
+ON CONFLICT (scope) DO UPDATE SET generation = excluded.generation, began_at = now()
+"""
+_NOTIFY: Final = "SELECT pg_notify('caching_purges', $1)"
+_ALL: Final = "SELECT scope, generation FROM caching_generations"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a purge is for, by tags of keys; an empty tag stands for any."""
+
+    tenant: str = ""
+    model: str = ""
+    digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """The scope as text."""
+        return f"{self.tenant}:{self.model}:{self.digest}"
+
+    @property
+    def pattern(self) -> str:
+        """What the keys of all its entries match."""
+        return f"{self.tenant or '*'}:{self.model or '*'}:{self.digest or '*'}:*"
+
+
+class Generations:
+    """Which generation every scope is in, as far as this worker knows.
+
+    Args:
+        store: What is dropped from at a purge.
+    """
+
+    def __init__(self, database: Database, store: Store, clock: Clock, tasks: Tasks, log: Log) -> None:
+        self._database = database
+        self._store = store
+        self._clock = clock
+        self._tasks = tasks
+        self._log = log
+        self._current: dict[str, str] | None = None
+        self._loading = asyncio.Lock()
+        self._stop_listening: Callable[[], None] | None = None
+
+    async def startup(self) -> None:
+        """Learn of the purges so far, and of those to come."""
+        self._stop_listening = self._database.listen(_CHANNEL, self._heard, self._missed)
+        await self._load()
+
+    def shutdown(self) -> None:
+        """Learn of no more."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+
+    def stored_key(self, key: Key) -> str | None:
+        """Where an entry of today's generation is stored; None as long as past purges are not known."""
+        if self._current is None:
+            return None
+        scopes = (
+            Scope(),
+            Scope(tenant=key.tenant),
+            Scope(model=key.model),
+            Scope(key.tenant, key.model),
+            Scope(digest=key.digest),
+        )
+        generations = [self._current.get(scope.name, "") for scope in scopes] if self._current else []
+        return f"{key.prefix}:{tag(','.join(generations)) if any(generations) else ''}"
+
+    async def purge(self, scope: Scope) -> None:
+        """Make nothing that was kept for a scope be found again, by anybody. Raises StorageError."""
+        async with self._database.transaction() as connection:
+            await connection.execute(_PRUNE)
+            await connection.execute(_BEGIN, scope.name, uuid4().hex)
+            await connection.execute(_NOTIFY, scope.pattern)
+        await self._load()
+        await self._store.forget(scope.pattern)
+
+    def _heard(self, pattern: str) -> None:
+        self._tasks.start("cache purge", self._follow(pattern))
+
+    def _missed(self) -> None:
+        self._tasks.start("cache purges", self._load())
+
+    async def _follow(self, pattern: str) -> None:
+        before = self._current
+        await self._load()
+        # What this worker knew of already may have been followed by answers of the new generation.
+        if self._current != before and not self._store.is_shared:
+            await self._store.forget(pattern)
+
+    async def _load(self) -> None:
+        # One after the other, so that what was read later is not replaced by what was read before.
+        async with self._loading:
+            try:
+                rows = await self._database.fetch(_ALL)
+                self._current = {row["scope"]: row["generation"] for row in rows}
+            except StorageError as error:
+                # Better no cache than one that serves what was purged.
+                self._current = None
+                self._log.warning("cache_purges_unknown", error=error.message)
+                self._tasks.start("cache purges", self._load_later())
+
+    async def _load_later(self) -> None:
+        await self._clock.sleep(_RETRY_SECONDS)
+        await self._load()
+
+
+class PurgeRequest(Section):
+    """What to purge: all that is given must hold of an entry; `all` stands alone."""
+
+    all: bool = Field(default=False, description="Everything.")
+    workspace: str | None = Field(default=None, description="What the requests of a workspace made.")
+    model: str | None = Field(default=None, description="What was asked of a model, by the name asked for.")
+    key: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="One answer's `x-llmproxy-cache-key`.")
+
+    @model_validator(mode="after")
+    def _says_what(self) -> Self:
+        named = [self.workspace is not None or self.model is not None, self.key is not None, self.all]
+        if sum(named) != 1:
+            raise ValueError("give workspace or model or both, or key, or all")
+        return self
+
+
+class PurgeEndpoint:
+    """`POST /admin/v1/cache/purge`.
+
+    Args:
+        tenant: The workspaces that one's answers are shared between.
+    """
+
+    def __init__(self, generations: Generations, tenant: Callable[[str], tuple[str, ...]], log: Log) -> None:
+        self._generations = generations
+        self._tenant = tenant
+        self._log = log
+
+    async def __call__(self, request: RouteRequest) -> Answer:
+        """Purge what the body says."""
+        try:
+            wanted = PurgeRequest.model_validate_json(request.body or b"{}")
+        except ValidationError as error:
+            mistakes = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
+            raise BadRequest(f"The purge cannot be made: {mistakes}.") from error
+        await self._generations.purge(self._scope(wanted))
+        named = wanted.model_dump(exclude_defaults=True)
+        self._log.info("cache_purged", **named)
+        body = orjson.dumps({"object": "cache.purge", **named})
+        return Answer(200, (("content-type", "application/json"),), body)
+
+    def _scope(self, wanted: PurgeRequest) -> Scope:
+        tenant = self._tenant(wanted.workspace) if wanted.workspace is not None else None
+        return Scope(
+            tenant=tag(orjson.dumps(tenant).decode()) if tenant else "",
+            model=tag(wanted.model) if wanted.model is not None else "",
+            digest=wanted.key or "",
+        )
