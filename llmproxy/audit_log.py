@@ -19,6 +19,8 @@ import orjson
 from llmproxy.audit_chain import AuditKeys, Form, Problem, genesis
 from llmproxy.exchange import Document
 
+# The action that vouches for all adjustments that the ledger has of a day.
+ADJUSTED: Final = "ledger_adjusted"
 _PURPOSE: Final = b"llmproxy log "
 NO_ENTRY: Final = bytes(32)
 
@@ -87,6 +89,7 @@ class LogCheck:
         chains: What it says of each chain, in the order in which they began.
         began_at: The time of the first entry; None when there is none.
         dropped_before: The rows of requests of earlier days may be gone, as their retention is over.
+        adjusted: The SHA-256 of the ledger's adjustments, by the day that they are of.
         head: The last entry.
     """
 
@@ -96,6 +99,7 @@ class LogCheck:
         self.chains: Final[dict[UUID, ChainFacts]] = {}
         self.began_at: datetime | None = None
         self.dropped_before: date | None = None
+        self.adjusted: Final[dict[date, str]] = {}
         self.head: LogHead = EMPTY_LOG
 
     def feed(self, entry: LogEntry) -> Iterator[Problem]:
@@ -129,6 +133,8 @@ class LogCheck:
     def _note(self, kind: Kind, document: dict[str, Any]) -> None:
         if kind is Kind.RETENTION:
             self.dropped_before = max(self.dropped_before or date.min, date.fromisoformat(document["before"]))
+        if kind is Kind.ACTION and document["action"] == ADJUSTED:
+            self.adjusted[date.fromisoformat(document["subject"])] = document["details"]["sha256"]
         if kind in (Kind.ACTION, Kind.RETENTION):
             return
         chain = UUID(document["chain"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _MAX_STRAYS_OF_A_DAY: Final = 100
 _SNAPSHOT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 _BEGINNING: Final = datetime(1, 1, 1, tzinfo=UTC)
 _NEVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
+_NO_ADJUSTMENTS: Final = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,17 @@ class DatabaseReader:
                 yield problem
             for problem in await self._stray_rows(max(start, first), end):
                 yield problem
+            for problem in await self._unknown_adjustments(row["day"], log):
+                yield problem
+
+    async def _unknown_adjustments(self, day: date, log: LogCheck) -> Sequence[Problem]:
+        start, end = bounds_of(day)
+        if self.span.since is not None and end <= self.span.since:
+            return ()
+        row = await self._connection.fetch_row(self._queries["adjustments_of_day"], start, end)
+        if row is None or row["sha256"] == log.adjusted.get(day, _NO_ADJUSTMENTS):
+            return ()
+        return (Problem(f"The adjustments of {day} in ledger_entries are not those that the log knows of."),)
 
     async def _unknown_chains(self, start: datetime, end: datetime, log: LogCheck) -> Sequence[Problem]:
         rows = await self._connection.fetch(self._queries["chains_of_day"], start, end)

@@ -27,9 +27,11 @@ FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) WITH ORDINALITY AS wa
 )
 
 -- name: ledger_content
+-- Without adjustments, which are added later; the log vouches for those.
 array_to_json(ARRAY(
     SELECT json_build_array({ledger_entries}) FROM ledger_entries{day} AS ledger_entries
     WHERE ledger_entries.request_id = wanted.id AND ledger_entries.occurred_at = wanted.admitted_at
+        AND ledger_entries.kind <> 'adjustment'
     ORDER BY ledger_entries.entry
 ))::text
 
