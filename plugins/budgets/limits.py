@@ -1,0 +1,269 @@
+"""Which budgets an attempt is held to: limits by their scopes, subjects by their names, allowances by their windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import product
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from llmproxy.api import Allowance, Attempt, Exchange, WorstCase
+from llmproxy_plugins.budgets.settings import Limit, Mode, Scope, Unit, Window
+from llmproxy_plugins.budgets.windows import Span, Windows
+
+PREFIX: Final = "budgets:"
+_REMEMBERED_SUBJECTS: Final = 10_000
+# What the ledger calls each scope; "gateway" is all of it.
+_COLUMNS: Final[Mapping[Scope, str]] = {
+    "workspace": "workspace",
+    "feature": "feature",
+    "user": "user_id",
+    "key": "key_id",
+    "provider": "provider_name",
+    "model": "model",
+    "tag": "tag",
+}
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+_END: Final = datetime.max.replace(tzinfo=UTC)
+_ONE: Final = Decimal(1)
+_ZERO: Final = Decimal(0)
+_NOTHING: Final[Mapping[Unit, Decimal]] = {"usd": _ZERO, "tokens": _ZERO, "requests": _ZERO}
+
+# One scope's name for what an attempt belongs to, and what else a pattern may call it by.
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One limit's budget for one subject."""
+
+    limit: Limit
+    name: str
+    subject: str
+    share: Mapping[str, str]
+
+
+class Applied(NamedTuple):
+    """A budget in the window that a request is in."""
+
+    budget: Budget
+    allowance: Allowance
+    cap: Decimal
+
+
+class Plan:
+    """The budgets of all requests that are alike, from one moment up to another.
+
+    Attributes:
+        hard_usd: Those in dollars that refuse.
+        soft: Those that only tell.
+        throttled: Those that delay.
+        watched: Those of which somebody wants to know how full they are.
+    """
+
+    def __init__(self, applied: tuple[Applied, ...], *, since: datetime, until: datetime) -> None:
+        self.applied: Final = applied
+        self.since: Final = since
+        self.until: Final = until
+        self.units: Final = tuple(each.budget.limit.unit for each in applied)
+        self.allowances: Final = tuple(each.allowance for each in applied)
+        self.hard_usd: Final = [
+            each.allowance for each in applied if (each.budget.limit.unit, each.budget.limit.mode) == ("usd", "hard")
+        ]
+        self.soft: Final = [each for each in applied if each.budget.limit.mode == "soft"]
+        self.throttled: Final = [each for each in applied if each.budget.limit.mode == "throttle"]
+        self.watched: Final = [
+            each for each in applied if each.budget.limit.alert_at or each.budget.limit.mode != "hard"
+        ]
+
+
+class Kind(NamedTuple):
+    """What limits have in common that count the same thing: of those the first that fits a subject holds."""
+
+    scope: tuple[Scope, ...]
+    unit: Unit
+    window: Window
+    is_rolling: bool
+    mode: Mode
+
+
+class Group:
+    """The limits of one kind."""
+
+    def __init__(self, kind: Kind, limits: Sequence[Limit], zone: tzinfo) -> None:
+        self.kind: Final = kind
+        self.windows: Final = Windows(kind.window, zone, is_rolling=kind.is_rolling)
+        self._limits = tuple(limits)
+        self._readers = tuple(_READERS[scope] for scope in kind.scope)
+        self.budget: Final = lru_cache(maxsize=_REMEMBERED_SUBJECTS)(self._budget)
+
+    def budgets(self, exchange: Exchange, attempt: Attempt) -> Iterator[Budget]:
+        """Those that an attempt is held to: one, none, or with tags several."""
+        workspace = exchange.principal.workspace
+        for names in product(*(read(exchange, attempt) for read in self._readers)):
+            if (budget := self.budget(workspace, names)) is not None:
+                yield budget
+
+    def _budget(self, workspace: str, names: tuple[Name, ...]) -> Budget | None:
+        limit = next((limit for limit in self._limits if _fits(limit, names)), None)
+        if limit is None:
+            return None
+        subject: dict[Scope, str] = {scope: name for scope, (name, _) in zip(self.kind.scope, names, strict=True)}
+        if "user" in subject and "workspace" not in subject:
+            # Nobody's user is another tenant's.
+            subject = {"workspace": workspace, **subject}
+        share = {_COLUMNS[scope]: name for scope, name in subject.items() if scope != "gateway"}
+        return Budget(limit, name_of(self.kind, subject), spoken(subject), {"unit": self.kind.unit, **share})
+
+
+class Limits:
+    """All limits of a configuration."""
+
+    def __init__(self, limits: Sequence[Limit], zone: tzinfo) -> None:
+        kinds: dict[Kind, list[Limit]] = {}
+        for limit in limits:
+            kinds.setdefault(kind_of(limit), []).append(limit)
+        self.groups: Final = [Group(kind, found, zone) for kind, found in kinds.items()]
+        self._raised: Mapping[str, Sequence[tuple[datetime, Decimal]]] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._allowances: dict[str, Allowance] = {}
+        # The same by name: a limit that fits a key by its alias cannot be found again by the key's id alone.
+        self._budgets: dict[str, Budget] = {}
+
+    def raise_caps(self, raised: Mapping[str, Sequence[tuple[datetime, Decimal]]]) -> None:
+        """Have these caps count, by the allowance's name, each until its time has come."""
+        self._raised = raised
+        self._plans.clear()
+
+    def plan(self, exchange: Exchange, attempt: Attempt) -> Plan:
+        """The budgets that an attempt is held to; a request belongs to the window in which it was let in."""
+        principal, attribution, at = exchange.principal, exchange.attribution, exchange.admitted_at
+        key = (
+            *(principal.workspace, principal.key_id, attribution.feature, attribution.user, attribution.tags),
+            *(attempt.target.provider, attempt.target.model),
+        )
+        plan = self._plans.get(key)
+        if plan is None or not plan.since <= at < plan.until:
+            if len(self._plans) > _REMEMBERED_SUBJECTS:
+                self._plans.clear()
+            plan = self._plans[key] = self._planned(exchange, attempt)
+        return plan
+
+    def _planned(self, exchange: Exchange, attempt: Attempt) -> Plan:
+        at = exchange.admitted_at
+        found = [(budget, group.windows.at(at)) for group in self.groups for budget in group.budgets(exchange, attempt)]
+        turns = [turn for budget, span in found for turn in (*_ends(span), *self._turns(budget))]
+        return Plan(
+            tuple(self.apply(budget, span, at) for budget, span in found),
+            since=max((turn for turn in turns if turn <= at), default=_BEGINNING),
+            until=min((turn for turn in turns if turn > at), default=_END),
+        )
+
+    def _turns(self, budget: Budget) -> Iterator[datetime]:
+        """When a budget's cap changes."""
+        yield from (until for until, _ in self._raised.get(budget.name, ()))
+        for each in budget.limit.raises:
+            yield from ((each.until,) if each.since is None else (each.since, each.until))
+
+    def apply(self, budget: Budget, span: Span, at: datetime) -> Applied:
+        """A budget in one window."""
+        cap = self.cap(budget, at)
+        known = self._allowances.get(budget.name)
+        limit_cap = cap if budget.limit.mode == "hard" else None
+        if known is None or known.bucket != span.bucket or known.cap != limit_cap:
+            if len(self._allowances) > _REMEMBERED_SUBJECTS:
+                self._allowances.clear()
+                self._budgets.clear()
+            known = self._allowances[budget.name] = Allowance(budget.name, limit_cap, *span, share=budget.share)
+            self._budgets[budget.name] = budget
+        return Applied(budget, known, cap)
+
+    def cap(self, budget: Budget, at: datetime) -> Decimal:
+        """A budget's cap at a time, raises included."""
+        raised = [cap for until, cap in self._raised.get(budget.name, ()) if at < until]
+        return max((budget.limit.cap_at(at), *raised)) if raised or budget.limit.raises else budget.limit.base_cap
+
+    def find(self, name: str) -> tuple[Group, Budget] | None:
+        """The budget of that name, as the configuration has it now; None when it has none."""
+        kind, subject = parsed(name)
+        group = next((group for group in self.groups if _head(group.kind) == kind), None)
+        if group is None:
+            return None
+        if (known := self._budgets.get(name)) is not None:
+            return group, known
+        names = tuple((subject.get(scope, ""), "") for scope in group.kind.scope)
+        budget = group.budget(subject.get("workspace", ""), names)
+        return (group, budget) if budget is not None and budget.name == name else None
+
+
+def reserved_for(worst: WorstCase) -> Mapping[Unit, Decimal]:
+    """What an attempt reserves, by unit."""
+    return {"usd": worst.amount_usd or _ZERO, "tokens": Decimal(worst.total_tokens), "requests": _ONE}
+
+
+def used_by(attempt: Attempt) -> Mapping[Unit, Decimal]:
+    """What an attempt has used, by unit: what its row in the ledger says, and nothing where it has none."""
+    if attempt.usage is None:
+        return _NOTHING
+    amount_usd = attempt.cost.amount_usd if attempt.cost else None
+    return {"usd": amount_usd or _ZERO, "tokens": Decimal(attempt.usage.total_tokens), "requests": _ONE}
+
+
+def kind_of(limit: Limit) -> Kind:
+    """What kind of limit it is."""
+    return Kind(limit.scope, limit.unit, limit.window, limit.rolling, limit.mode)
+
+
+def name_of(kind: Kind, subject: Mapping[Scope, str]) -> str:
+    """What an allowance is called."""
+    return f"{_head(kind)}:{urlencode(list(subject.items()))}"
+
+
+def parsed(name: str) -> tuple[str, Mapping[str, str]]:
+    """The kind and the subject of an allowance, from its name."""
+    head, _, subject = name.rpartition(":")
+    return head, dict(parse_qsl(subject, keep_blank_values=True))
+
+
+def spoken(subject: Mapping[Scope, str]) -> str:
+    """A subject as a person would say it."""
+    named = [f"{scope} '{name}'" if name else f"requests without a {scope}" for scope, name in subject.items()]
+    return ", ".join(named) if "gateway" not in subject else "the gateway"
+
+
+def _head(kind: Kind) -> str:
+    rolling = "rolling-" if kind.is_rolling else ""
+    return f"{PREFIX}{kind.mode}:{kind.unit}:{rolling}{kind.window}:{'+'.join(kind.scope)}"
+
+
+def _fits(limit: Limit, names: tuple[Name, ...]) -> bool:
+    patterns = limit.match or ("*",) * len(names)
+    return all(any(fnmatchcase(each, pattern) for each in name) for pattern, name in zip(patterns, names, strict=True))
+
+
+def _ends(span: Span) -> Iterator[datetime]:
+    """When a window begins and ends, as far as it does."""
+    yield span.bucket
+    if span.until is not None or span.step is not None:
+        yield span.until or span.bucket + (span.step or timedelta())
+
+
+def _one(name: str, alias: str | None = None) -> Sequence[Name]:
+    return ((name, name if alias is None else alias),)
+
+
+_READERS: Final[Mapping[Scope, Callable[[Exchange, Attempt], Sequence[Name]]]] = {
+    "gateway": lambda _exchange, _attempt: _one(""),
+    "workspace": lambda exchange, _: _one(exchange.principal.workspace),
+    "feature": lambda exchange, _: _one(exchange.attribution.feature or ""),
+    "user": lambda exchange, _: _one(exchange.attribution.user or ""),
+    "key": lambda exchange, _: _one(exchange.principal.key_id, exchange.principal.key_name),
+    "model": lambda _, attempt: _one(attempt.target.name),
+    "provider": lambda _, attempt: _one(attempt.target.provider),
+    "tag": lambda exchange, _: [(tag, tag) for tag in dict.fromkeys(exchange.attribution.tags)],
+}
