@@ -52,8 +52,8 @@ async def _measure(scale: Scale) -> None:
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
         subjects = [
-            stack.enter_context(_gateway(name, upstream_port, plugins))
-            for name, plugins in ((OFF, _NO_PLUGINS), (ON, _budgets()))
+            stack.enter_context(gateway(name, upstream_port, plugins))
+            for name, plugins in ((OFF, _NO_PLUGINS), (ON, f"plugins:\n{budgets()}"))
         ]
         for subject in subjects:
             await sample(subject, WholeAnswers(8, 0.5), numbers)
@@ -69,11 +69,12 @@ async def _measure(scale: Scale) -> None:
             print(f"### {title}\n\n{_table(samples)}\n", flush=True)
 
 
-def _budgets() -> str:
+def budgets() -> str:
+    """Limits on four scopes that let everything pass, as a part of a configuration's plugins."""
     limits = [_LIMIT.format(scope=scope) for scope in _SCOPES]
     # As many patterns as scopes.
     limits = [limit.replace('match: "*"', 'match: ["*", "*"]') if "[" in limit else limit for limit in limits]
-    return "plugins:\n  budgets:\n    limits:\n" + "".join(f"      - {{{limit}}}\n" for limit in limits)
+    return "  budgets:\n    limits:\n" + "".join(f"      - {{{limit}}}\n" for limit in limits)
 
 
 def _table(samples: Mapping[str, Sequence[Sample]]) -> str:
@@ -95,17 +96,18 @@ def _line(name: str, own: Sequence[Sample], off: Sequence[Sample]) -> str:
 
 
 @contextmanager
-def _gateway(name: str, upstream_port: int, plugins: str) -> Iterator[Subject]:
+def gateway(name: str, upstream_port: int, plugins: str) -> Iterator[Subject]:
+    """A gateway with these plugins and a database of its own."""
     with tempfile.TemporaryDirectory(prefix="llmproxy-benchmarks-") as place:
         directory = Path(place)
         with installation(directory, upstream_port) as installed:
             config = directory / "config.yaml"
             config.write_text(config.read_text().replace(_NO_PLUGINS, plugins))
-            with installed.serving() as gateway:
+            with installed.serving() as served:
                 pin(family(psutil.Process()), cores().others)
-                pin(family(gateway.database), cores().others)
-                pin([gateway.worker], cores().subject)
-                yield Subject(name, gateway.port, gateway.worker, gateway)
+                pin(family(served.database), cores().others)
+                pin([served.worker], cores().subject)
+                yield Subject(name, served.port, served.worker, served)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """`python -m benchmarks.translations`: what each vendor's translation costs, beside decoding and encoding its bytes.
 
-No sockets and no gateway: the CPU time of `prepare`, `answer` and the stream decoder alone. The measures of one round
-stand next to each other, and ratios are taken within a round.
+No sockets and no gateway: the CPU time of `prepare`, `answer` and the stream decoder alone. Every round measures all
+vendors, so that what disturbs the machine for a while disturbs them alike; a measure stands next to its bare one, and
+ratios are taken within a round.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 from time import thread_time
 from typing import Final
@@ -29,7 +30,7 @@ from tests.providers import services
 from tests.vendor_answers import VENDORS, Said, Vendor
 from tests.vendor_matrix import TOOL
 
-ROUNDS: Final = 15
+ROUNDS: Final = 25
 REQUEST_BYTES: Final = 2048
 EVENTS: Final = 200
 EXCHANGE_LIMIT_US, EVENT_LIMIT_US = 60, 15
@@ -51,16 +52,17 @@ class Subject:
 
     name: str
     provider: Provider
-    model: str
+    target: Target
     request: bytes
     answer: bytes
     events: Sequence[bytes]
     payloads: Sequence[bytes]
+    headers: Mapping[str, str] = field(default_factory=CIMultiDict)
 
     def prepare(self) -> object:
         """The request on its way to the vendor."""
         request = Request(Operation.CHAT, self.request, orjson.loads(self.request))
-        return self.provider.prepare(request, Target(self.provider.name, self.model), CIMultiDict())
+        return self.provider.prepare(request, self.target, self.headers)
 
     def translate_answer(self) -> object:
         """The vendor's whole answer on its way to the client."""
@@ -75,7 +77,7 @@ class Subject:
 
     @property
     def _asked(self) -> Request:
-        return Request(Operation.CHAT, self.request, {"model": self.model, "messages": [], "stream": True})
+        return Request(Operation.CHAT, self.request, {"model": self.target.model, "messages": [], "stream": True})
 
 
 def subjects() -> Iterator[Subject]:
@@ -86,7 +88,8 @@ def subjects() -> Iterator[Subject]:
         config = kind.Config.model_validate({"base_url": "http://127.0.0.1:1/v1", "api_key": "key", **vendor.section})
         provider = kind(vendor.kind, config, services())
         events, payloads = _stream(vendor, provider)
-        yield Subject(vendor.name, provider, vendor.model, _request(vendor), _answer(vendor), events, payloads)
+        target = Target(vendor.kind, vendor.model)
+        yield Subject(vendor.name, provider, target, _request(vendor), _answer(vendor), events, payloads)
 
 
 def _request(vendor: Vendor) -> bytes:
@@ -147,18 +150,23 @@ class Figure:
         """The median over the rounds."""
         return median(self.translated)
 
+    def __add__(self, other: Figure) -> Figure:
+        """Both one after the other, round by round."""
+        translated = [mine + its for mine, its in zip(self.translated, other.translated, strict=True)]
+        return Figure(translated, [mine + its for mine, its in zip(self.bare, other.bare, strict=True)])
+
     def __str__(self) -> str:
         ratios = [each / base for each, base in zip(self.translated, self.bare, strict=True)]
         return f"{self.microseconds:.1f} ({median(ratios):.1f}; {min(ratios):.1f} to {max(ratios):.1f})"
 
 
-def measured(works: Mapping[str, tuple[Work, Work, int]]) -> Mapping[str, Figure]:
+def measured(works: Mapping[tuple[str, str], tuple[Work, Work, int]]) -> Mapping[tuple[str, str], Figure]:
     """Each pair of works, side by side in every round.
 
     Args:
-        works: What is measured, what it is measured by, and how many units of it there are in one call.
+        works: By model and part: what is measured, what it is measured by, how many units of it are in one call.
     """
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    samples: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(ROUNDS):
         for name, (translated, bare, units) in works.items():
             samples[name].append((_microseconds(translated) / units, _microseconds(bare) / units))
@@ -188,17 +196,17 @@ def _works(subject: Subject) -> Mapping[str, tuple[Work, Work, int]]:
     return works
 
 
-def _row(subject: Subject) -> list[str]:
-    figures = measured(_works(subject))
-    exchange = figures["request"].microseconds + figures["answer"].microseconds
-    event = figures.get("event")
-    return [subject.name, str(figures["request"]), str(figures["answer"]), f"{exchange:.0f}", str(event or "-")]
+def _row(name: str, figures: Mapping[tuple[str, str], Figure]) -> list[str]:
+    request, answer = figures[name, "request"], figures[name, "answer"]
+    return [name, str(request), str(answer), str(request + answer), str(figures.get((name, "event")) or "-")]
 
 
 def main() -> None:
     """Measure, and print a table."""
     head = ["Model", "request, µs", "answer, µs", "both, µs", "event, µs"]
-    print(markdown(head, [_row(subject) for subject in subjects()]))
+    vendors = list(subjects())
+    figures = measured({(each.name, part): work for each in vendors for part, work in _works(each).items()})
+    print(markdown(head, [_row(each.name, figures) for each in vendors]))
     print(f"\nAt most {EXCHANGE_LIMIT_US} µs for both and {EVENT_LIMIT_US} µs for an event are wanted.")
 
 

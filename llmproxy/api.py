@@ -13,6 +13,7 @@ Beside the classes, which say themselves what they are:
     completion_events: A whole completion as the server-sent events of a streamed one.
     encode_event: A server-sent event with some data.
     event_data: The data of a server-sent event.
+    has_repeated_members: Whether an object in some JSON names a member twice.
     hookimpl: Marks a method as the implementation of the hook of the same name.
     lies_within: Whether a target's region satisfies a constraint.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, LedgerShare, WorstCase
 from llmproxy.config import Config, Pattern, ProviderConfig, Seconds, Section, Timeouts
 from llmproxy.dialects.chat_collect import ChunkCollector
-from llmproxy.dialects.chat_events import completion_events
+from llmproxy.dialects.chat_events import WholeEvents, completion_events
 from llmproxy.errors import (
     BadRequest,
     BodyTooLarge,
@@ -98,7 +99,9 @@ from llmproxy.services import (
     Tasks,
     UpstreamRequest,
     UpstreamResponse,
+    Vitals,
 )
+from llmproxy.splice import has_repeated_members
 from llmproxy.sse import SSEDecoder, encode_event, event_data
 
 __all__ = [
@@ -185,10 +188,13 @@ __all__ = [
     "UpstreamUnreachable",
     "UpstreamUnsupported",
     "Usage",
+    "Vitals",
+    "WholeEvents",
     "WorstCase",
     "completion_events",
     "encode_event",
     "event_data",
+    "has_repeated_members",
     "hookimpl",
     "lies_within",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import secrets
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -40,7 +41,7 @@ from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Route
 from llmproxy.seat import BACKLOG
 from llmproxy.server import ClientConnection, Server
-from llmproxy.services import Clock, Log, RouteRequest, Services, SystemClock
+from llmproxy.services import Clock, Log, RouteRequest, Services, SystemClock, Vitals
 from llmproxy.state import StateDirectory
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.tls import ServerTLS
@@ -62,6 +63,7 @@ class App:
         read_source: Gives the configuration to serve, at the start and at every reload.
         reload_all: Has every worker reload, or raises an LLMProxyError; None when this is the only one.
         available: The plugins that may be enabled, by name; None stands for those that are installed.
+        group: What tells its workers from another gateway's; None when this is the only one.
     """
 
     # Made by `start`.
@@ -81,6 +83,7 @@ class App:
         clock: Clock | None = None,
         reload_all: Callable[[], None] | None = None,
         available: Mapping[str, PluginSource] | None = None,
+        group: str | None = None,
     ) -> None:
         clock = clock or SystemClock()
         self._config = config
@@ -113,6 +116,7 @@ class App:
             pricing=CurrentPrices(lambda: self.gateway.accounting),
             quotas=self._quotas,
             state_directory=state.path,
+            vitals=Vitals(group or secrets.token_hex(8), lambda: self._journal.pending),
         )
         self.keys: Final = KeyRing(self._queries, clock, log, KeySnapshot(state.path / "keys.json"))
         self._tls = ServerTLS(config.server.tls, log) if config.server.tls else None

@@ -16,7 +16,7 @@ from llmproxy import upstream
 from llmproxy.answers import finish_reasons, refusal, stream_decoder, whole_answer
 from llmproxy.concurrency import map_together
 from llmproxy.config import Timeouts
-from llmproxy.dialects.chat_events import completion_events
+from llmproxy.dialects.chat_events import WholeEvents, completion_events
 from llmproxy.dialects.embeddings import merge_embeddings, summed_usage
 from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
@@ -25,7 +25,7 @@ from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Requ
 from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock, UpstreamRequest, UpstreamResponse
-from llmproxy.stream import UpstreamEvents, WholeEvents
+from llmproxy.stream import UpstreamEvents
 from llmproxy.timers import timed_out
 
 _RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
@@ -153,9 +153,7 @@ class Attempts:
         response = await upstream.send(provider.transport or self._transport, prepared, timeouts)
         attempt.status = response.status
         attempt.headers = relayed_headers(response.headers)
-        attempt.upstream_request_id = next(
-            (response.headers[name] for name in _REQUEST_IDS if name in response.headers), None
-        )
+        attempt.upstream_request_id = next(filter(None, map(response.headers.get, _REQUEST_IDS)), None)
         if 200 <= response.status < 300:
             return response
         try:
@@ -262,8 +260,12 @@ def relayed_headers(headers: Mapping[str, str]) -> Headers:
 
     A value that could not be sent on, for its control characters or bytes that are no text, is left out.
     """
-    sendable = ((name.lower(), value) for name, value in headers.items() if value.isprintable())
-    return tuple((name, value) for name, value in sendable if name in _RELAYED or name.startswith(_RELAYED_PREFIXES))
+    named = [(name.lower(), value) for name, value in headers.items()]
+    return tuple(
+        (name, value)
+        for name, value in named
+        if (name in _RELAYED or name.startswith(_RELAYED_PREFIXES)) and value.isprintable()
+    )
 
 
 def _shortened(timeouts: Timeouts, passed_seconds: float) -> Timeouts:

@@ -14,6 +14,10 @@ from llmproxy.journal import Journal, Orphan, Replayed
 from llmproxy.services import Clock, Log, Tasks
 
 SHIP_SECONDS: Final = 0.05
+# Where so many rows come in that time, they are shipped more seldom and more at once: a transaction costs as much as
+# many rows.
+BUSY_ROWS: Final = 20
+BUSY_SHIP_SECONDS: Final = 0.25
 REPLAY_SECONDS: Final = 5
 # After a pass that failed, so that a fault that stays does not flood the log.
 FAILED_PASS_SECONDS: Final = 1
@@ -63,7 +67,7 @@ class Recorder:
     def startup(self) -> None:
         """Begin to ship, to sync the journal and to look for orphans."""
         self._running = [
-            self._tasks.start("audit shipping", self._repeat("ship", self.ship, SHIP_SECONDS)),
+            self._tasks.start("audit shipping", self._keep_shipping()),
             self._tasks.start("journal sync", self._repeat("sync", self._sync, self._config.sync_seconds)),
             self._tasks.start("journal replay", self._repeat("replay", self.replay, REPLAY_SECONDS)),
         ]
@@ -125,6 +129,13 @@ class Recorder:
     async def _sync(self) -> None:
         self._journal.recover()
         await asyncio.to_thread(self._journal.sync)
+
+    async def _keep_shipping(self) -> None:
+        while True:
+            rows = self.pending
+            succeeded = await self._guarded("ship", self.ship)
+            pause_seconds = BUSY_SHIP_SECONDS if rows >= BUSY_ROWS else SHIP_SECONDS
+            await self._clock.sleep(pause_seconds if succeeded else FAILED_PASS_SECONDS)
 
     async def _repeat(self, name: str, action: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
         while True:

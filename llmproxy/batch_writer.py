@@ -55,6 +55,7 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
         ),
     ),
 }
+_ZEROS: Final = orjson.dumps(dict.fromkeys(USAGE_CLASSES, 0)).decode()
 FIRST_PAUSE_SECONDS: Final = 0.1
 LONGEST_PAUSE_SECONDS: Final = 5
 
@@ -95,7 +96,8 @@ class BatchWriter:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._database = database
-        self._query = queries["record_batch"].format(**{name: ", ".join(COLUMNS[name]) for name in COLUMNS})
+        columns = {name: ", ".join(COLUMNS[name]) for name in COLUMNS}
+        self._query = queries["record_batch"].format(**columns, zeros=_ZEROS)
         self._partitions = partitions
         self._rejected_file = rejected_file
         self._clock = clock

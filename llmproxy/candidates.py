@@ -25,6 +25,8 @@ def candidates(catalogue: Catalogue, exchange: Exchange) -> tuple[Target, ...]:
         if not found:
             sentence = f"No target of this model is known to lie in '{region}', {why}."
             raise Refused(sentence, code="region_not_allowed", param="model")
+    if len(found) == 1:
+        return tuple(found)
     places: dict[tuple[str, str, str | None], Target] = {}
     for target in found:
         # Once each, whatever names lead there: what comes first counts.

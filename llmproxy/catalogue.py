@@ -147,12 +147,14 @@ def _labelled(target: Target, entry: TargetConfig) -> Target:
 
 def may_use(principal: Principal, model: str, targets: Sequence[Target]) -> bool:
     """Whether key and workspace both allow a model, by the name asked for or the one it stands for alone."""
+    if "*" in principal.models and "*" in principal.workspace_models:
+        return True
     names = (model, targets[0].name) if len({target.name for target in targets}) == 1 else (model,)
     return _matches(principal.models, names) and _matches(principal.workspace_models, names)
 
 
 def _matches(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    return any(pattern == "*" or any(fnmatchcase(name, pattern) for name in names) for pattern in patterns)
+    return "*" in patterns or any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
 def check_model_name(name: object) -> None:
@@ -170,7 +172,8 @@ def asked_fallbacks(request: Request, headers: Mapping[str, str]) -> list[str]:
 
     Raises BadRequest.
     """
-    names = list(comma_list(headers.get("x-llmproxy-fallback", "")))
+    asked = headers.get("x-llmproxy-fallback")
+    names = list(comma_list(asked)) if asked else []
     for member in _FALLBACK_MEMBERS:
         listed = request.document.get(member)
         if listed is None:

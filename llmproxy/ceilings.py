@@ -23,7 +23,7 @@ SEARCHES: Final = 10
 # What vendors write around messages and answers, and what they add to explain tools to the model.
 _TEMPLATE_TOKENS: Final = 64
 _TOOL_PROMPT_TOKENS: Final = 1024
-_UNBOUNDED_MEMBERS: Final = ("previous_response_id", "conversation", "container", "search_parameters")
+_UNBOUNDED_MEMBERS: Final = frozenset({"previous_response_id", "conversation", "container", "search_parameters"})
 
 
 def input_ceiling_tokens(request: Request, context_window_tokens: int | None = None) -> int:
@@ -60,11 +60,13 @@ def output_ceiling_tokens(request: Request, model_max_tokens: int | None, defaul
 
 def search_ceiling(document: Document) -> int:
     """How many searches of the web a request may cause."""
-    tools = document.get("tools")
+    tools, options = document.get("tools"), document.get("web_search_options")
+    if not tools and options is None:
+        return 0
     offered = [tool for tool in tools if _is_search(tool)] if isinstance(tools, list) else []
     limits = [tool.get("max_uses") for tool in offered]
     searches = sum(limit if isinstance(limit, int) and limit >= 0 else SEARCHES for limit in limits)
-    return searches + (SEARCHES if document.get("web_search_options") is not None else 0)
+    return searches + (SEARCHES if options is not None else 0)
 
 
 # The tool is whatever the client sent.
@@ -76,6 +78,8 @@ def _is_search(tool: Any) -> bool:
 def _is_unbounded(document: Document, media: list[EmbeddedMedia]) -> bool:
     if any(each.kind in ("file", "video") for each in media) or search_ceiling(document):
         return True
+    if _UNBOUNDED_MEMBERS.isdisjoint(document):
+        return False
     return any(document.get(name) is not None for name in _UNBOUNDED_MEMBERS)
 
 

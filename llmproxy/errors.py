@@ -312,9 +312,19 @@ class StorageError(Unavailable):
 
 
 class PluginError(LLMProxyError):
-    """A plugin raised something of its own, or returned what its hook does not allow."""
+    """A plugin raised something of its own, or returned what its hook does not allow.
+
+    Args:
+        plugin: The plugin's name, where core has caught it.
+        hook: The hook in which it failed.
+    """
 
     code = "plugin_error"
+
+    def __init__(self, message: str, *, plugin: str | None = None, hook: str | None = None) -> None:
+        super().__init__(message)
+        self.plugin: Final = plugin
+        self.hook: Final = hook
 
 
 class ConfigError(LLMProxyError):

@@ -103,13 +103,15 @@ class Request:
     `document` is read only; edit with `set` and `remove`, so that every member nobody touched keeps its bytes.
     """
 
-    __slots__ = ("_body", "_document", "_edits", "operation")
+    __slots__ = ("_body", "_document", "_edits", "_encoded", "operation")
 
     def __init__(self, operation: Operation, body: bytes, document: Document) -> None:
         self.operation = operation
         self._body = body
         self._document = document
         self._edits: dict[str, Any] = {}
+        # The body with the edits in it, as long as none is added: it is measured before it is sent.
+        self._encoded: bytes | None = body
 
     @property
     def document(self) -> Document:
@@ -139,23 +141,28 @@ class Request:
     def set(self, name: str, value: object) -> None:
         """Replace or add a top-level member."""
         self._edits[name] = value
+        self._encoded = None
         self._document = {**self._document, name: value}
 
     def remove(self, name: str) -> None:
         """Take a top-level member out; absent is fine."""
         if name in self._document:
             self._edits[name] = REMOVED
+            self._encoded = None
             self._document = {key: value for key, value in self._document.items() if key != name}
 
     def copy(self) -> Request:
         """The same request, edits included, to be edited on its own."""
         twin = Request(self.operation, self._body, self._document)
         twin._edits = dict(self._edits)
+        twin._encoded = self._encoded
         return twin
 
     def encode(self) -> bytes:
         """The body to send: the client's own bytes with only the edited members replaced."""
-        return splice(self._body, self._edits) if self._edits else self._body
+        if self._encoded is None:
+            self._encoded = splice(self._body, self._edits)
+        return self._encoded
 
 
 class Usage(NamedTuple):

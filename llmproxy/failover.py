@@ -133,6 +133,8 @@ class Failover:
     async def _choose(self, exchange: Exchange) -> Target:
         if self._hooks.choose_provider and (target := await self._hooks.choose_provider(exchange)):
             return target
+        if not exchange.attempts:
+            return exchange.targets[0]
         tried = [attempt.target for attempt in exchange.attempts]
         return min(exchange.targets, key=tried.count)
 

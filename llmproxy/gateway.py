@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -183,6 +184,8 @@ def resolve_configuration(
         available: The plugins that may be enabled, by name; None stands for those that are installed.
     """
     available = installed() if available is None else available
+    # Each counts its own, for an old one runs on beside the new until its last request has ended.
+    services = replace(services, vitals=replace(services.vitals, plugin_failures=Counter()))
     document = ConfigDocument.parse(source.data, source.name, os.environ)
     config = document.validate(Config)
     if config is None:
@@ -264,6 +267,7 @@ def _with_key(section: ProviderConfig, kind: type[Provider]) -> ProviderConfig:
 
 def _reporter(services: Services) -> OnFailure:
     def report(plugin: str, hook: str, error: Exception) -> None:
+        services.vitals.plugin_failures[plugin, hook] += 1
         services.log.error("plugin_failed", plugin=plugin, hook=hook, error=repr(error), exc_info=error)
 
     return report

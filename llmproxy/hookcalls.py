@@ -51,7 +51,8 @@ def fail_closed(plugin: str, hook: str) -> Verdict:
     def verdict(error: Exception) -> Exception:
         if isinstance(error, LLMProxyError):
             return error
-        failure = PluginError(f"The plugin {plugin!r} failed in {hook}; the gateway's log has the reason.")
+        sentence = f"The plugin {plugin!r} failed in {hook}; the gateway's log has the reason."
+        failure = PluginError(sentence, plugin=plugin, hook=hook)
         failure.__cause__ = error
         return failure
 

@@ -16,7 +16,9 @@ def new_id(now: datetime) -> str:
     """A new id, as RFC 9562 §5.7 has it: 48 bits of milliseconds, then chance."""
     milliseconds = int(now.timestamp() * 1000)
     chance = int.from_bytes(os.urandom(10)) & _RANDOM_BITS
-    return str(UUID(int=(milliseconds << 80) | _VERSION_AND_VARIANT | chance))
+    # Written by hand: a UUID object on the way takes longer than all the rest.
+    digits = f"{(milliseconds << 80) | _VERSION_AND_VARIANT | chance:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def time_of(request_id: str) -> datetime:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.exchange import Target
 from llmproxy.model_facts import ModelFacts
@@ -14,6 +14,15 @@ from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 
 _REMEMBERED_MODELS: Final = 4096
+_MINUTE: Final = timedelta(minutes=1)
+
+
+class _Latest(NamedTuple):
+    """What was last found, and when it holds."""
+
+    since: datetime
+    until: datetime
+    prices: Prices | None
 
 
 class Offers:
@@ -21,6 +30,7 @@ class Offers:
 
     def __init__(self, prices: PriceBook) -> None:
         self._prices = prices
+        self._latest: dict[tuple[str | None, ...], _Latest] = {}
         self.facts = lru_cache(maxsize=_REMEMBERED_MODELS)(self._facts)
 
     def prices(
@@ -39,6 +49,21 @@ class Offers:
         """
         if provider is None:
             return self._prices.prices(target, None, at, service_tier)
+        # The price book goes by the minute: within one, the questions to it and to the provider are spared.
+        asked = (target.provider, target.model, target.credential, service_tier, region)
+        known = self._latest.get(asked)
+        if known is not None and known.since <= at < known.until:
+            return known.prices
+        if len(self._latest) >= _REMEMBERED_MODELS:
+            self._latest.clear()
+        minute = at.replace(second=0, microsecond=0)
+        prices = self._found(provider, target, at, service_tier, region)
+        self._latest[asked] = _Latest(minute, minute + _MINUTE, prices)
+        return prices
+
+    def _found(
+        self, provider: Provider, target: Target, at: datetime, service_tier: str | None, region: str | None
+    ) -> Prices | None:
         return self._prices.prices(
             target,
             provider.price_provider,

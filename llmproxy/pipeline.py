@@ -85,19 +85,19 @@ class Pipeline:
         """Carry one exchange from the client's request to its record; every one let in leaves exactly one."""
         with self._exchanges:
             try:
-                await self._let_in(exchange, client)
+                facts = await self._let_in(exchange, client)
             except LLMProxyError as error:
                 return await self._refuse(exchange, client, error)
-            return await self._carry(exchange, client)
+            return await self._carry(exchange, client, facts)
 
     async def handle_own(self, exchange: Exchange, document: Document, client: Client) -> None:
         """Carry one exchange of the gateway's own, whose principal and attribution are known already."""
         with self._exchanges:
             check_model_name(document.get("model"))
-            self._admit(exchange, orjson.dumps(document), document)
-            await self._carry(exchange, client)
+            facts = self._admit(exchange, orjson.dumps(document), document)
+            await self._carry(exchange, client, facts)
 
-    async def _carry(self, exchange: Exchange, client: Client) -> None:
+    async def _carry(self, exchange: Exchange, client: Client, facts: Document) -> None:
         """From the journal's first word on an exchange to its last."""
         bodies = self._bodies(exchange)
         try:
@@ -114,7 +114,7 @@ class Pipeline:
             self._ended_by(exchange, known)
             await self._refuse(exchange, client, known)
         finally:
-            self._record(exchange, client, bodies)
+            self._record(exchange, client, facts, bodies)
 
     # The way in
 
@@ -123,7 +123,7 @@ class Pipeline:
         principal = await self._hooks.authenticate(exchange) if self._hooks.authenticate else None
         return principal or self._keys.authenticate(exchange.headers)
 
-    async def _let_in(self, exchange: Exchange, client: Client) -> None:
+    async def _let_in(self, exchange: Exchange, client: Client) -> Document:
         """Everything that must be right before there is a row to write: the key, the request, the journal."""
         exchange.principal = await self.authenticate(exchange)
         exchange.attribution = attribution_of(exchange.headers, exchange.principal)
@@ -132,15 +132,18 @@ class Pipeline:
         check_model_name(document.get("model"))
         if (patience_seconds := timeout_seconds(exchange.headers)) is not None:
             exchange.expires_monotonic = exchange.deadline_monotonic = exchange.started_monotonic + patience_seconds
-        self._admit(exchange, body, document)
+        facts = self._admit(exchange, body, document)
         if exchange.request.is_stream:
             client.expect_stream([("x-llmproxy-request-id", exchange.id)])
+        return facts
 
-    def _admit(self, exchange: Exchange, body: bytes, document: Document) -> None:
-        """From here on there is a row to write."""
+    def _admit(self, exchange: Exchange, body: bytes, document: Document) -> Document:
+        """From here on there is a row to write, which begins with these facts."""
         exchange.request = Request(exchange.operation, body, document)
-        admission = records.admission(exchange, holds_attempts=self._quotas.holds_attempts)
+        facts = records.facts_of(exchange)
+        admission = records.admission(exchange, facts, holds_attempts=self._quotas.holds_attempts)
         self._journal.begin(exchange.id, admission)
+        return facts
 
     async def _answer(self, exchange: Exchange) -> Answer:
         exchange.candidates = candidates(self._catalogue, exchange)
@@ -217,14 +220,14 @@ class Pipeline:
             self._log.debug("refusal_not_delivered", request_id=exchange.id)
         return None
 
-    def _record(self, exchange: Exchange, client: Client, bodies: Bodies) -> None:
+    def _record(self, exchange: Exchange, client: Client, facts: Document, bodies: Bodies) -> None:
         """Settle and write the row. No await in here: nothing can come between an ending and its record."""
         exchange.duration_seconds = self._since_start(exchange)
         try:
             self._wind_up(exchange, bodies)
         except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
             self._internal(exchange, error)
-        record = records.completion(exchange, client.status, client.bytes_sent, bodies)
+        record = records.completion(exchange, facts, client.status, client.bytes_sent, bodies)
         self._journal.end(exchange.id, record | self._quotas.charges(exchange))
         self._quotas.let_go(exchange)
         is_whole_stream = exchange.outcome is Outcome.SUCCEEDED and exchange.answer and exchange.answer.stream

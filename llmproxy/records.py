@@ -10,7 +10,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 from llmproxy import estimate
 from llmproxy.body_cipher import BodyCipher
@@ -19,6 +19,10 @@ from llmproxy.exchange import USAGE_CLASSES, Attempt, Cost, Document, Exchange, 
 from llmproxy.stream import BodyCapture
 
 _MAX_MESSAGE_CHARACTERS: Final = 1000
+# What of an exchange's facts its rows in the ledger have.
+_OF_THE_LEDGER: Final = ("workspace", "key_id", "feature", "user_id", "tags", "operation_name", "request_model")
+# The fields of `Usage`, in order; of the tables only the ledger has the last two.
+_USAGE_COLUMNS: Final = (*USAGE_CLASSES, "usage_provenance", "service_tier", "service_region")
 # What of an admission is no column.
 _OF_THE_ADMISSION: Final = ("max_output_tokens", "holds_attempts", "held")
 
@@ -32,21 +36,39 @@ class Bodies:
     cipher: BodyCipher | None = None
 
 
-def admission(exchange: Exchange, *, holds_attempts: bool = False) -> Document:
-    """The document written when an exchange is let in: enough to settle it should nothing else ever be written.
-
-    Args:
-        holds_attempts: Whether every attempt is written before it is made.
-    """
-    request = exchange.request
+def facts_of(exchange: Exchange) -> Document:
+    """What is known of an exchange from the moment it is let in: both of its documents begin with it."""
+    attribution, principal, request = exchange.attribution, exchange.principal, exchange.request
     return {
-        **_identity(exchange),
+        "id": exchange.id,
+        "admitted_at": exchange.admitted_at.isoformat(),
+        "operation_name": exchange.operation.value,
+        "workspace": principal.workspace,
+        "key_id": principal.key_id,
+        "feature": attribution.feature,
+        "user_id": attribution.user,
+        "session_id": attribution.session,
+        "prompt_version": attribution.prompt_version,
+        "tags": attribution.tags,
+        "metadata": dict(attribution.metadata),
+        "trace_id": attribution.trace_id,
+        "request_model": request.model,
+        "origin": exchange.origin,
+        "parent_id": exchange.parent_id,
         "path": exchange.path,
         "is_stream": request.is_stream,
         "request_bytes": request.size_bytes,
-        "max_output_tokens": _max_output_tokens(exchange),
-        "holds_attempts": holds_attempts,
     }
+
+
+def admission(exchange: Exchange, facts: Document, *, holds_attempts: bool = False) -> Document:
+    """The document written when an exchange is let in: enough to settle it should nothing else ever be written.
+
+    Args:
+        facts: Those of the exchange.
+        holds_attempts: Whether every attempt is written before it is made.
+    """
+    return {**facts, "max_output_tokens": _max_output_tokens(exchange), "holds_attempts": holds_attempts}
 
 
 def hold(exchange: Exchange, charges: Sequence[Document]) -> Document:
@@ -64,35 +86,35 @@ def charged(target: Target | None, cost: Cost | None, usage: Usage | None) -> Do
     return {**_target_columns(target), **_usage_columns(usage), **_cost_columns(cost)}
 
 
-def completion(exchange: Exchange, http_status: int, response_bytes: int, bodies: Bodies) -> Document:
-    """The document written when an exchange has ended, complete in itself."""
+def completion(exchange: Exchange, facts: Document, http_status: int, response_bytes: int, bodies: Bodies) -> Document:
+    """The document written when an exchange has ended, complete in itself.
+
+    Args:
+        facts: Those of the exchange, from when it was let in.
+    """
     answered = next((a for a in reversed(exchange.attempts) if a.error is None), None)
-    shared = {
-        **_identity(exchange),
-        **_target_columns(answered.target if answered else exchange.target),
-        **_usage_columns(exchange.usage),
-        **_cost_columns(exchange.cost),
-    }
+    main = charged(answered.target if answered else exchange.target, exchange.cost, exchange.usage)
     request = {
-        **shared,
+        **facts,
+        **main,
         **_error_columns(exchange.error),
-        "path": exchange.path,
+        # A plugin may have edited the request since.
+        "request_model": exchange.request.model,
         "is_stream": exchange.request.is_stream,
-        "outcome": str(exchange.outcome),
+        "outcome": exchange.outcome.value if exchange.outcome else None,
         "http_status": http_status,
-        "finish_reasons": list(answered.finish_reasons) if answered else [],
+        "finish_reasons": answered.finish_reasons if answered else (),
         "cache": exchange.answer.cache if exchange.answer else None,
         "attempts": len(exchange.attempts),
         "duration_seconds": exchange.duration_seconds,
         "first_chunk_seconds": exchange.first_chunk_seconds,
-        "request_bytes": exchange.request.size_bytes,
         "response_bytes": response_bytes,
         "decisions": [{"by": d.by, "what": d.what, "why": d.why} for d in exchange.decisions],
     }
     return {
         "request": request,
-        "attempts": [_attempt(exchange, attempt) for attempt in exchange.attempts],
-        "ledger": _ledger_rows(exchange, answered, shared),
+        "attempts": [_attempt(facts, attempt) for attempt in exchange.attempts],
+        "ledger": _ledger_rows(exchange, answered, request, main),
         **_bodies(exchange, bodies),
     }
 
@@ -105,14 +127,13 @@ def interrupted(admitted: Document, attempts: Sequence[Document], charges: Seque
         charges: What of which allowance is charged.
     """
     facts = {key: value for key, value in admitted.items() if key not in _OF_THE_ADMISSION}
-    identity = {key: value for key, value in facts.items() if key not in ("path", "is_stream", "request_bytes")}
     *others, main = [charged(None, None, None) | each for each in attempts or [{}]]
     amounts = [Decimal(each["cost_usd"]) for each in attempts if each["cost_usd"] is not None]
     total = f"{sum(amounts):f}" if amounts and len(amounts) == len(attempts) else None
-    shared = {**identity, **main, "cost_usd": total}
     request = {
         **facts,
-        **shared,
+        **main,
+        "cost_usd": total,
         "outcome": "interrupted",
         "error_type": "server_error",
         "error_code": "interrupted",
@@ -121,10 +142,7 @@ def interrupted(admitted: Document, attempts: Sequence[Document], charges: Seque
         "attempts": 0,
         "decisions": [],
     }
-    ledger = [_ledger({**identity, **main})]
-    ledger += [
-        {**_ledger({**identity, **other}), "entry": number, "kind": "attempt"} for number, other in enumerate(others, 1)
-    ]
+    ledger = [_ledger(facts, main), *(_ledger(facts, other, number) for number, other in enumerate(others, 1))]
     return {"request": request, "attempts": [], "ledger": ledger, **({"charges": charges} if charges else {})}
 
 
@@ -148,32 +166,11 @@ def _max_output_tokens(exchange: Exchange) -> int | None:
     return 0 if exchange.operation is Operation.EMBEDDINGS else estimate.max_output_tokens(exchange.request.document)
 
 
-def _identity(exchange: Exchange) -> Document:
-    attribution, principal = exchange.attribution, exchange.principal
-    return {
-        "id": exchange.id,
-        "admitted_at": exchange.admitted_at.isoformat(),
-        "operation_name": str(exchange.operation),
-        "workspace": principal.workspace,
-        "key_id": principal.key_id,
-        "feature": attribution.feature,
-        "user_id": attribution.user,
-        "session_id": attribution.session,
-        "prompt_version": attribution.prompt_version,
-        "tags": list(attribution.tags),
-        "metadata": dict(attribution.metadata),
-        "trace_id": attribution.trace_id,
-        "request_model": exchange.request.model,
-        "origin": exchange.origin,
-        "parent_id": exchange.parent_id,
-    }
-
-
-def _attempt(exchange: Exchange, attempt: Attempt) -> Document:
+def _attempt(facts: Document, attempt: Attempt) -> Document:
     error = attempt.error
     return {
-        "request_id": exchange.id,
-        "admitted_at": exchange.admitted_at.isoformat(),
+        "request_id": facts["id"],
+        "admitted_at": facts["admitted_at"],
         "number": attempt.number,
         "provider_name": attempt.target.provider,
         "model": attempt.target.model,
@@ -186,7 +183,7 @@ def _attempt(exchange: Exchange, attempt: Attempt) -> Document:
         "error_code": error.error_code if error else None,
         "error_message": _message(error) if error else None,
         "upstream_request_id": attempt.upstream_request_id,
-        "finish_reasons": list(attempt.finish_reasons),
+        "finish_reasons": attempt.finish_reasons,
         **_usage_columns(attempt.usage),
         "cost_usd": _amount(attempt.cost),
         "cost_provenance": attempt.cost.provenance if attempt.cost else None,
@@ -194,28 +191,33 @@ def _attempt(exchange: Exchange, attempt: Attempt) -> Document:
     }
 
 
-def _ledger_rows(exchange: Exchange, answered: Attempt | None, shared: Document) -> list[Document]:
+def _ledger_rows(exchange: Exchange, answered: Attempt | None, request: Document, main: Document) -> list[Document]:
     """One row for the exchange, with the attempt that answered, and one for each other attempt that is charged."""
-    charged = [attempt for attempt in exchange.attempts if attempt.usage is not None]
-    main = answered if answered in charged or not charged else charged[-1]
-    others = (
-        {**_ledger({**shared, **_charge_columns(attempt)}), "entry": attempt.number, "kind": "attempt"}
-        for attempt in charged
-        if attempt is not main
-    )
-    return [_ledger({**shared, **(_charge_columns(main) if main else {})}), *others]
+    if len(exchange.attempts) < 2:
+        return [_ledger(request, main)]
+    found = [attempt for attempt in exchange.attempts if attempt.usage is not None]
+    own = answered if answered in found or not found else found[-1]
+    rows = [_ledger(request, _charge_of(own) if own else main)]
+    return rows + [_ledger(request, _charge_of(other), other.number) for other in found if other is not own]
 
 
-def _charge_columns(attempt: Attempt) -> Document:
-    return {**_target_columns(attempt.target), **_usage_columns(attempt.usage), **_cost_columns(attempt.cost)}
+def _charge_of(attempt: Attempt) -> Document:
+    return charged(attempt.target, attempt.cost, attempt.usage)
 
 
-def _ledger(shared: Document) -> Document:
-    """The same facts under the ledger's own names."""
-    renamed = {"id": "request_id", "admitted_at": "occurred_at", "cost_usd": "amount_usd"}
-    left_out = {"origin", "parent_id", "session_id", "prompt_version", "metadata", "trace_id", "region"}
-    facts = {renamed.get(name, name): value for name, value in shared.items() if name not in left_out}
-    return {**facts, "entry": 0, "kind": "exchange"}
+def _ledger(facts: Document, charge: Document, attempt: int = 0) -> Document:
+    """What was charged, under the ledger's own names: for the exchange, or for an attempt beside the one it used."""
+    row = {
+        "request_id": facts["id"],
+        "occurred_at": facts["admitted_at"],
+        "entry": attempt,
+        "kind": "attempt" if attempt else "exchange",
+        **{name: facts.get(name) for name in _OF_THE_LEDGER},
+        **charge,
+    }
+    row["amount_usd"] = row.pop("cost_usd")
+    del row["region"]
+    return row
 
 
 def _target_columns(target: Target | None) -> Document:
@@ -227,14 +229,8 @@ def _target_columns(target: Target | None) -> Document:
 
 
 def _usage_columns(usage: Usage | None) -> Document:
-    counts: dict[str, Any] = {name: getattr(usage, name) if usage else 0 for name in USAGE_CLASSES}  # ints, one str
-    counts["usage_provenance"] = usage.provenance if usage else None
-    # Of the tables only the ledger has these.
-    return {
-        **counts,
-        "service_tier": usage.service_tier if usage else None,
-        "service_region": usage.region if usage else None,
-    }
+    """Without what was not used: most classes are zero, and would be written, parsed and stored three times over."""
+    return {name: value for name, value in zip(_USAGE_COLUMNS, usage, strict=True) if value} if usage else {}
 
 
 def _cost_columns(cost: Cost | None) -> Document:
@@ -247,7 +243,7 @@ def _cost_columns(cost: Cost | None) -> Document:
 
 def _error_columns(error: LLMProxyError | None) -> Document:
     if error is None:
-        return {"error_type": None, "error_code": None, "error_message": None}
+        return {}
     return {"error_type": error.type, "error_code": error.error_code, "error_message": _message(error)}
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
+from collections.abc import Awaitable, Callable
+from itertools import chain
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 from multidict import CIMultiDict
 
@@ -25,6 +25,7 @@ from llmproxy.errors import (
     UnsupportedMediaType,
 )
 from llmproxy.exchange import Headers
+from llmproxy.response_head import head_bytes
 from llmproxy.sse import COMMENT
 
 _STREAM_HEAD: Final = (
@@ -32,6 +33,7 @@ _STREAM_HEAD: Final = (
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
+_WITHOUT_BODY: Final = frozenset({204, 304})
 # A quarter of the 64 KiB above which asyncio makes a writer wait.
 _SMALL_BYTES: Final = 16_384
 _ENCODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})
@@ -58,7 +60,8 @@ class ClientConnection:
         self.must_close = False
         self._config = config
         self._server = server
-        self._stream_head: Headers = ()
+        self._stream_headers: Headers = ()
+        self._is_chunked = False
 
     @property
     def is_open(self) -> bool:
@@ -70,9 +73,11 @@ class ClientConnection:
         self._check_head()
         if self.request.headers.get("expect", "").lower() == "100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        has_come = self.request.content.is_eof()
         try:
-            async with contextlib.nullcontext() if has_come else asyncio.timeout(self._config.body_seconds):
+            if self.request.content.is_eof():
+                # It has come with its head, as most do: there is nothing to wait for.
+                return self._checked(self.request.content.read_nowait())
+            async with asyncio.timeout(self._config.body_seconds):
                 return await self._read_body()
         except TimeoutError as error:
             raise RequestTimeout(
@@ -84,8 +89,9 @@ class ClientConnection:
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole response, head and body in one write."""
         self._server.streams.discard(self)
-        response = await self._prepare(_WholeResponse(status, headers, body))
-        await self._written(response.write_eof, len(body))
+        has_length = status not in _WITHOUT_BODY
+        head = self._begin(status, headers, f"content-length: {len(body)}\r\n" if has_length else "")
+        await self._written(head + body if has_length and self.request.method != "HEAD" else head)
         self.bytes_sent += len(body)
 
     async def refuse(self, error: LLMProxyError) -> None:
@@ -95,25 +101,22 @@ class ClientConnection:
     def expect_stream(self, headers: Headers) -> None:
         """The answer will be a stream: from now on, keep-alive comments go out while nothing else does."""
         self._server.streams.add(self)
-        self._stream_head = headers
+        self._stream_headers = headers
 
     def open_stream(self, headers: Headers) -> None:
         """Have the stream begin with this head, which goes out with the first bytes, if none has gone out yet."""
-        self._stream_head = headers
+        self._stream_headers = headers
 
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream, waiting while the client is slow."""
         self.last_write_seconds = asyncio.get_running_loop().time()
-        response = await self._stream()
-        await self._written(partial(response.write, data), len(data))
+        await self._written(self._stream_head() + (b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data))
         self.bytes_sent += len(data)
 
     async def end_stream(self) -> None:
         """The stream is over."""
         self._server.streams.discard(self)
-        response = await self._stream()
-        with _mapped_disconnect():
-            await response.write_eof()
+        await self._written(self._stream_head() + (b"0\r\n\r\n" if self._is_chunked else b""))
 
     def abort(self) -> None:
         """Break the connection off."""
@@ -137,14 +140,18 @@ class ClientConnection:
         if kind != "application/json" and not kind.endswith("+json"):
             raise UnsupportedMediaType("The request body must be JSON; set 'content-type: application/json'.")
 
-    async def _written(self, write: Callable[[], Awaitable[None]], size_bytes: int) -> None:
+    async def _written(self, data: bytes) -> None:
         """Wait until it is written, for as long as the client reads at all."""
-        # What fits into an empty buffer never waits, so the usual event and answer need no timer.
-        fits = size_bytes <= _SMALL_BYTES and not self._transport.get_write_buffer_size()
+        writer = self.request.writer
         try:
-            async with contextlib.nullcontext() if fits else asyncio.timeout(self._config.write_seconds):
-                with _mapped_disconnect():
-                    await write()
+            if len(data) <= _SMALL_BYTES and not self._transport.get_write_buffer_size():
+                # What fits into an empty buffer never waits, so the usual event and answer need no timer.
+                return await writer.write(data)
+            async with asyncio.timeout(self._config.write_seconds):
+                await writer.write(data)
+                await writer.drain()
+        except ConnectionError as error:
+            raise ClientDisconnected("The client hung up before the answer was complete.") from error
         except TimeoutError as error:
             self.abort()
             raise ClientDisconnected("The client stopped reading its answer.") from error
@@ -159,22 +166,35 @@ class ClientConnection:
             pieces.append(piece)
         return b"".join(pieces)
 
+    def _checked(self, body: bytes) -> bytes:
+        if len(body) > self._config.max_body_bytes:
+            raise self._too_large()
+        return body
+
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._config.max_body_bytes} bytes.")
 
-    async def _stream(self) -> web.StreamResponse:
-        return self.response or await self._prepare(_EventStream(self._stream_head))
+    def _stream_head(self) -> bytes:
+        """What goes out before the first bytes of a stream; nothing before any others."""
+        if self.response is not None:
+            return b""
+        self._is_chunked = self.request.version >= HttpVersion11
+        named = {name for name, _ in _STREAM_HEAD}
+        kept = [(name, value) for name, value in self._stream_headers if name not in named]
+        framing = "transfer-encoding: chunked\r\n" if self._is_chunked else ""
+        return self._begin(200, [*_STREAM_HEAD, *kept], framing, is_endless=not self._is_chunked)
 
-    async def _prepare(self, response: web.StreamResponse) -> web.StreamResponse:
-        content = self.request.content
-        if self.must_close or self._server.is_draining or content.exception() is not None or not content.is_eof():
-            # What is left of a body that nobody reads stands between this request and the next.
-            response.force_close()
-        with _mapped_disconnect():
-            await response.prepare(self.request)
-        self.response = response
-        self.status = response.status
-        return response
+    def _begin(self, status: int, headers: Headers, framing: str, *, is_endless: bool = False) -> bytes:
+        """The head of the response, which is then the one that this request has got."""
+        request, server = self.request, self._server
+        content = request.content
+        # What is left of a body that nobody reads stands between this request and the next.
+        is_last = self.must_close or server.is_draining or content.exception() is not None or not content.is_eof()
+        keeps_alive = request.keep_alive and not is_last and not is_endless
+        head = head_bytes(status, headers, framing, version=request.version, keeps_alive=keeps_alive)
+        self.response = server.sent_last if not keeps_alive else server.sent
+        self.status = status
+        return head
 
     @property
     def _transport(self) -> asyncio.Transport:
@@ -188,6 +208,8 @@ class Server(web.Server):
 
     Attributes:
         streams: The streams that are open, for keep-alive comments.
+        sent: What aiohttp is told once a response has gone out, and another request may follow.
+        sent_last: The same where none may.
         is_draining: Whether responses should close their connections.
     """
 
@@ -202,6 +224,7 @@ class Server(web.Server):
             max_field_size=config.max_header_bytes,
         )
         self.streams: set[ClientConnection] = set()
+        self.sent, self.sent_last = _Sent(keeps_alive=True), _Sent(keeps_alive=False)
         self.is_draining = False
         self.live_requests = 0
         self._idle = asyncio.Event()
@@ -262,7 +285,7 @@ class Server(web.Server):
     def _check_head(self, client: ClientConnection) -> None:
         """What the parser lets pass: fields too large in sum, and framing that others may read in another way."""
         request = client.request
-        is_large = sum(len(name) + len(value) for name, value in request.raw_headers) > self.config.max_header_bytes
+        is_large = sum(map(len, chain.from_iterable(request.raw_headers))) > self.config.max_header_bytes
         is_plain = request.headers.get("transfer-encoding", "chunked").lower() == "chunked"
         client.must_close = is_large or not is_plain
         if is_large:
@@ -350,21 +373,20 @@ class _WholeResponse(web.Response):
         self.headers["server"] = "llmproxy"
 
 
-class _EventStream(web.StreamResponse):
-    """Server-sent events; the head waits for the first event, so that both leave in one write."""
+class _Sent(web.StreamResponse):
+    """What aiohttp is told of a response that has gone out already."""
 
-    _send_headers_immediately = False
+    def __init__(self, *, keeps_alive: bool) -> None:
+        super().__init__()
+        self._keeps_alive = keeps_alive
 
-    def __init__(self, headers: Headers) -> None:
-        named = {name for name, _ in _STREAM_HEAD}
-        kept = [(name, value) for name, value in headers if name not in named]
-        super().__init__(status=200, headers=CIMultiDict([*_STREAM_HEAD, *kept]))
-        self.headers["server"] = "llmproxy"
+    @property
+    def keep_alive(self) -> bool:
+        """Whether another request may follow on the connection."""
+        return self._keeps_alive
 
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to prepare."""
 
-@contextlib.contextmanager
-def _mapped_disconnect() -> Iterator[None]:
-    try:
-        yield
-    except ConnectionError as error:
-        raise ClientDisconnected("The client hung up before the answer was complete.") from error
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Nothing is left to write."""

@@ -6,6 +6,7 @@ keys, members given twice. What nobody edits reaches the provider exactly as the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -53,6 +54,27 @@ def _reason(body: bytes, error: orjson.JSONDecodeError) -> str:
     except UnicodeDecodeError as undecodable:
         return f"The request body is not UTF-8: the byte at offset {undecodable.start} cannot be decoded."
     return f"The request body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+
+
+def has_repeated_members(body: bytes) -> bool:
+    """Whether an object in some JSON names a member twice, of which one reader takes the first and another the last.
+
+    Also when it is nested too deep to tell.
+    """
+    try:
+        json.loads(body, object_pairs_hook=_require_single)
+    except (_RepeatedMemberError, RecursionError):
+        return True
+    return False
+
+
+class _RepeatedMemberError(Exception):
+    """An object names a member twice."""
+
+
+def _require_single(members: list[tuple[str, object]]) -> None:
+    if len(dict(members)) != len(members):
+        raise _RepeatedMemberError
 
 
 def splice(body: bytes, edits: Mapping[str, object]) -> bytes:

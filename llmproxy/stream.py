@@ -226,20 +226,6 @@ class ChunkLane:
         return b"".join([encode_chunk(each) for each in self._listener(self._exchange, chunk)])
 
 
-class WholeEvents:
-    """A stream that is already there, such as a cache's: an AnswerStream over finished events."""
-
-    def __init__(self, events: Sequence[bytes]) -> None:
-        self._events = iter(events)
-
-    async def read(self) -> bytes:
-        """The next event, b"" at the end."""
-        return next(self._events, b"")
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
 async def relay(
     exchange: Exchange, stream: AnswerStream, client: Client, listener: Listener | None, capture: BodyCapture | None
 ) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import io
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -34,15 +34,15 @@ from llmproxy.timers import Timers, timed_out
 _LARGE_BODY_BYTES: Final = 1_048_576
 
 
-async def send(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
+def send(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> Awaitable[UpstreamResponse]:
     """Send a request and return once the response's head is there, with its timers running.
 
     Raises UpstreamTimeout, UpstreamUnreachable, UpstreamBroken or UpstreamCut.
     """
     if isinstance(transport, (ProviderTransport, HTTP1Transport)):
         # Its responses keep the time themselves.
-        return await transport.send(request, timeouts)
-    return await _timed(transport, request, timeouts)
+        return transport.send(request, timeouts)
+    return _timed(transport, request, timeouts)
 
 
 async def _timed(transport: Transport, request: UpstreamRequest, timeouts: Timeouts) -> TimedResponse:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import secrets
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from llmproxy.accepted import AcceptedConfig
@@ -26,6 +28,7 @@ class WorkerSettings:
         config: The core of the configuration that the gateway was started with.
         accepted: The configuration to serve.
         check: Raises an LLMProxyError when the supervisor would not accept the configuration on disk.
+        group: Tells them from the workers of another gateway, and of an earlier start.
     """
 
     config: Config
@@ -35,6 +38,7 @@ class WorkerSettings:
     state: StateDirectory
     admin_key: str
     log: Log
+    group: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 class _Order(Enum):
@@ -58,6 +62,8 @@ async def _work(seat: WorkerSeat, settings: WorkerSettings) -> int:
     except LLMProxyError as error:
         sys.stderr.write(f"{error.message}\n")
         return CANNOT_START
+    # What there is now stays, so the collector need not walk through all of it again and again while requests wait.
+    gc.freeze()
     seat.announce_ready()
     while await orders.get() is not _Order.STOP:
         await _reload(app, seat, settings.log)
@@ -93,6 +99,7 @@ def _app(seat: WorkerSeat, settings: WorkerSettings) -> App:
         admin_key=settings.admin_key,
         log=settings.log,
         reload_all=reload_all,
+        group=settings.group,
     )
 
 

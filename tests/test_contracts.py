@@ -50,6 +50,7 @@ LAYERS = (
         "catalogue",
         "listing",
         "heads",
+        "response_head",
         "answers",
         "attempt",
         "race",

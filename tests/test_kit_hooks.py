@@ -124,6 +124,8 @@ def test_a_table_has_every_key_with_its_default_and_meaning() -> None:
         [" `targets` ", " required "],
         [" `targets[].model` ", " required "],
         [" `targets[].weight` ", " `1` "],
+        [" `targets[].region` ", " `null` "],
+        [" `targets[].zero_retention` ", " `null` "],
         [" `fallbacks` ", " `[]` "],
     ]
     assert lines[-1].endswith("| Models to try, in order, when the targets fail. |")

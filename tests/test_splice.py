@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.errors import BadRequest
-from llmproxy.splice import REMOVED, decode_object, splice
+from llmproxy.splice import REMOVED, decode_object, has_repeated_members, splice
 
 NAMES = st.one_of(st.sampled_from(["model", "mode", "stream_options", "user", "a b", "é", ""]), st.text(max_size=4))
 NUMBERS = st.sampled_from(["0", "-0.0", "1e5", "1.10", "123456789012345678901234567890", "true", "null"])
@@ -163,3 +163,18 @@ def test_decode_object_says_what_is_wrong(body: bytes, reason: str) -> None:
 def test_decode_object_keeps_the_last_of_repeated_members() -> None:
     """Of a member given twice the last counts, as for most readers."""
     assert decode_object(b'{"a":1,"a":18446744073709551615}') == {"a": 18446744073709551615}
+
+
+@pytest.mark.parametrize(
+    ("body", "is_repeated"),
+    [
+        (b'{"a": 1, "b": {"a": 1}}', False),
+        (b'{"a": 1, "a": 1}', True),
+        (b'{"a": [{"b": 1, "\\u0062": 2}]}', True),
+        (b'{"a": "{\\"b\\": 1, \\"b\\": 2}"}', False),
+        (b"[" * 100_000 + b"]" * 100_000, True),
+    ],
+)
+def test_repeated_members_are_found(body: bytes, *, is_repeated: bool) -> None:
+    """A member that an object has twice is found at any depth, however its name is written."""
+    assert has_repeated_members(body) == is_repeated

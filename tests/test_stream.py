@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy import stream
+from llmproxy.dialects.chat_events import WholeEvents
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import ClientDisconnected, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
 from llmproxy.exchange import Chunk, Exchange, Headers
-from llmproxy.stream import BodyCapture, ChunkLane, UpstreamEvents, WholeEvents, encode_chunk, relay
+from llmproxy.stream import BodyCapture, ChunkLane, UpstreamEvents, encode_chunk, relay
 from llmproxy.testing.exchanges import make_exchange
 
 DONE = b"data: [DONE]\n\n"

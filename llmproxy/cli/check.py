@@ -31,7 +31,8 @@ _FALLBACK: Final = "fallback"
 _ROUTING: Final = "routing"
 _OUR_DISTRIBUTION: Final = "llmproxy "
 _CACHE: Final = "caching"
-_BEFORE_CACHE: Final = ("redaction", "rate_limits", _BUDGETS)
+_SEMANTIC_CACHE: Final = "semantic_cache"
+_BEFORE_CACHE: Final = ("redaction", "guard", "rate_limits", _BUDGETS)
 
 
 @click.command("check")
@@ -71,6 +72,11 @@ def warnings(configuration: Configuration) -> Iterator[str]:
     if _BUDGETS not in configuration.config.plugins:
         yield f"plugins: nothing limits what is spent; {_remedy(_BUDGETS)}."
     yield from _order_warnings(tuple(configuration.config.plugins))
+    if _SEMANTIC_CACHE in configuration.config.plugins:
+        yield (
+            f"plugins.{_SEMANTIC_CACHE}: it may answer a question with the answer to another; "
+            "let it serve only what 'llmproxy semantic-cache report' found to be right."
+        )
     yield from _provider_warnings(configuration)
     yield from _price_warnings(configuration)
     yield from _body_warnings(configuration.config)

@@ -111,7 +111,8 @@ def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
     }
     if first.usage is not None:
         completion |= _usage_members(first.usage)
-    return orjson.dumps({**completion, **first.extra})
+    completion |= first.extra
+    return orjson.dumps(completion)
 
 
 class ChunkWriter:
@@ -202,33 +203,34 @@ class ChunkWriter:
 
 def usage_document(usage: Usage) -> Document:
     """Usage as the OpenAI API reports it: totals, with the classes inside them as details."""
-    written_1h = usage.cache_write_1h_input_tokens
     # The OpenAI form knows one class of cache writes; those kept for an hour cost more.
-    kept_for_an_hour = {"cache_write_1h_tokens": written_1h} if written_1h else {}
-    cached_audio = usage.cache_read_audio_input_tokens
-    image_in, image_out = usage.image_input_tokens, usage.image_output_tokens
-    searched = {"server_tool_use": {"web_search_requests": usage.web_searches}} if usage.web_searches else {}
-    computed = {"inference_geo": usage.region} if usage.region else {}
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cache_read_input_tokens + usage.cache_read_audio_input_tokens,
-            "cache_write_tokens": usage.cache_write_5m_input_tokens + written_1h,
-            **kept_for_an_hour,
-            "audio_tokens": usage.audio_input_tokens,
-            **({"cached_audio_tokens": cached_audio} if cached_audio else {}),
-            **({"image_tokens": image_in} if image_in else {}),
-        },
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_output_tokens,
-            "audio_tokens": usage.audio_output_tokens,
-            **({"image_tokens": image_out} if image_out else {}),
-        },
-        **searched,
-        **computed,
+    written_1h, cached_audio = usage.cache_write_1h_input_tokens, usage.cache_read_audio_input_tokens
+    inside_prompt = {
+        "cached_tokens": usage.cache_read_input_tokens + cached_audio,
+        "cache_write_tokens": usage.cache_write_5m_input_tokens + written_1h,
+        **({"cache_write_1h_tokens": written_1h} if written_1h else {}),
+        "audio_tokens": usage.audio_input_tokens,
     }
+    if cached_audio:
+        inside_prompt["cached_audio_tokens"] = cached_audio
+    if usage.image_input_tokens:
+        inside_prompt["image_tokens"] = usage.image_input_tokens
+    inside_completion = {"reasoning_tokens": usage.reasoning_output_tokens, "audio_tokens": usage.audio_output_tokens}
+    if usage.image_output_tokens:
+        inside_completion["image_tokens"] = usage.image_output_tokens
+    prompt, completion = usage.input_tokens, usage.output_tokens
+    document: Document = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": inside_prompt,
+        "completion_tokens_details": inside_completion,
+    }
+    if usage.web_searches:
+        document["server_tool_use"] = {"web_search_requests": usage.web_searches}
+    if usage.region:
+        document["inference_geo"] = usage.region
+    return document
 
 
 def _usage_members(usage: Usage) -> Document:
@@ -257,6 +259,11 @@ def custom_input(arguments: str) -> str:
     """The text for a custom tool, out of the function's arguments it came in (see CUSTOM_TOOL_SCHEMA)."""
     text = decode_arguments(arguments).get("input")
     return text if isinstance(text, str) else arguments
+
+
+def new_identity(model: str, created: int) -> AnswerIdentity:
+    """The identity of an answer whose vendor gave it none; `created` is in Unix seconds."""
+    return AnswerIdentity(f"chatcmpl-{secrets.token_hex(12)}", model, created)
 
 
 def new_call_id() -> str:

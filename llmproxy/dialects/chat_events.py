@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
 from llmproxy.exchange import Document
 from llmproxy.sse import DONE, encode_event
+
+
+class WholeEvents:
+    """A stream that is already there, such as a cache's: an AnswerStream over finished events."""
+
+    def __init__(self, events: Iterable[bytes]) -> None:
+        self._events = iter(events)
+
+    async def read(self) -> bytes:
+        """The next event, b"" at the end."""
+        return next(self._events, b"")
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def completion_events(completion: Document, *, show_usage: bool) -> Iterator[bytes]:

@@ -5,12 +5,12 @@ All the forms a client may send (content as text, as parts, as null; legacy func
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import orjson
 
+from llmproxy.dialects.legacy_functions import with_tool_calls
 from llmproxy.dialects.media import Media, media_of
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
@@ -32,6 +32,8 @@ CUSTOM_TOOL_SCHEMA: Final = {
     "additionalProperties": False,
 }
 _EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
+# Most messages are a role and a text, in which there is nothing else to look for.
+_MEMBERS_OF_A_PLAIN_ONE: Final = 2
 
 
 class Part(NamedTuple):
@@ -94,8 +96,7 @@ class Tool(NamedTuple):
     cache_control: Document | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(NamedTuple):
     """`names` are the functions it must be (`named`) or may be (`allowed`, then `required` says whether at all)."""
 
     mode: Literal["auto", "none", "required", "named", "allowed"]
@@ -103,13 +104,12 @@ class ToolChoice:
     required: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseFormat:
-    """What the answer must look like."""
+class ResponseFormat(NamedTuple):
+    """What the answer must look like; `schema` is there for `json_schema`, and empty otherwise."""
 
     kind: Literal["json_object", "json_schema"]
-    name: str = "response"
-    schema: Document = field(default_factory=dict)
+    name: str
+    schema: Document
     strict: bool | None = None
 
 
@@ -139,18 +139,25 @@ class ChatRequest(NamedTuple):
         """Stop sequences, one or many. Raises BadRequest."""
         value = self.document.get("stop")
         listed = [value] if isinstance(value, str) else value or []
-        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        if not isinstance(listed, list) or [item for item in listed if not isinstance(item, str)]:
             raise BadRequest("'stop' must be a string or a list of strings.", param="stop")
         return tuple(listed)
 
     def number(self, name: str) -> float | None:
         """A numeric parameter. Raises BadRequest when it is something else."""
-        value = self.document.get(name)
-        if value is None:
-            return None
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise BadRequest(f"'{name}' must be a number.", param=name)
-        return value
+        return self.numbers((name,)).get(name)
+
+    def numbers(self, names: Iterable[str]) -> dict[str, float]:
+        """Those of these parameters that the request sets. Raises BadRequest when one is no number."""
+        given: dict[str, float] = {}
+        for name in names:
+            value = self.document.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise BadRequest(f"'{name}' must be a number.", param=name)
+            given[name] = value
+        return given
 
 
 def read_chat_request(document: Document) -> ChatRequest:
@@ -160,7 +167,7 @@ def read_chat_request(document: Document) -> ChatRequest:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     return ChatRequest(
         document,
-        tuple([_message(message, f"messages[{number}]") for number, message in enumerate(with_tool_calls(messages))]),
+        tuple([_message(message, number) for number, message in enumerate(with_tool_calls(messages))]),
         read_tools(document),
         read_tool_choice(document),
         read_response_format(document),
@@ -170,27 +177,13 @@ def read_chat_request(document: Document) -> ChatRequest:
 # Messages
 
 
-def with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
-    """A client's messages with legacy function calls as tool calls: each gets an id, which its result then names."""
-    count = 0
-    for message in messages:
-        if not isinstance(message, dict):
-            yield message
-        elif message.get("role") == "function":
-            yield {**message, "tool_call_id": f"call_{count}"}
-        elif isinstance(message.get("function_call"), dict) and not message.get("tool_calls"):
-            count += 1
-            function = message["function_call"]
-            call = {"id": f"call_{count}", "function": function, "extra_content": function.get("extra_content")}
-            yield {**message, "tool_calls": [call]}
-        else:
-            yield message
-
-
-def _message(message: object, path: str) -> Message:
-    if not isinstance(message, dict) or str(message.get("role")) not in _ROLES:
+def _message(message: object, number: int) -> Message:
+    path = f"messages[{number}]"
+    if not isinstance(message, dict) or (role := _ROLES.get(str(message.get("role")))) is None:
         raise BadRequest(f"'{path}' must be a message with a known role.", param=path)
-    role = _ROLES[message["role"]]
+    content = message.get("content")
+    if isinstance(content, str) and len(message) == _MEMBERS_OF_A_PLAIN_ONE and role != "tool":
+        return Message(role, (Part(content, f"{path}.content"),), (), None, None, None, (), {})
     if message.get("audio"):
         sentence = f"'{path}.audio' names an earlier answer's sound, which only the vendor that made it has."
         raise BadRequest(sentence, code="unsupported_parameter", param=f"{path}.audio")
@@ -310,6 +303,8 @@ def _optional_text(holder: Document, name: str, path: str) -> str | None:
 
 def read_tools(document: Document) -> tuple[Tool, ...]:
     """The tools of a request, legacy functions among them. Raises BadRequest."""
+    if not document.get("tools") and not document.get("functions"):
+        return ()
     tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(_listed(document, "tools"))]
     for number, function in enumerate(_listed(document, "functions")):
         tools.append(_tool({"type": "function", "function": function}, f"functions[{number}]"))
@@ -318,7 +313,8 @@ def read_tools(document: Document) -> tuple[Tool, ...]:
 
 def custom_tools(document: Document) -> frozenset[str]:
     """The names of a request's custom tools, whose calls are answered as such. Raises BadRequest."""
-    return frozenset([tool.name for tool in read_tools(document) if tool.is_custom])
+    tools = read_tools(document)
+    return frozenset([tool.name for tool in tools if tool.is_custom]) if tools else frozenset()
 
 
 def _listed(document: Document, name: str) -> Sequence[object]:
@@ -330,10 +326,10 @@ def _listed(document: Document, name: str) -> Sequence[object]:
 
 def _tool(tool: object, path: str) -> Tool:
     kind = tool.get("type") if isinstance(tool, dict) else None
-    inner = tool.get(kind) if isinstance(tool, dict) and isinstance(kind, str) else None
-    if kind not in ("function", "custom") or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+    inner = tool.get(kind) if isinstance(tool, dict) and kind in ("function", "custom") else None
+    if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise BadRequest(f"'{path}' must be a function or a custom tool with a name.", param=path)
-    mark = _mark(tool) if isinstance(tool, dict) else None
+    mark = _mark(tool)
     description = _optional_text(inner, "description", path)
     if kind == "custom":
         return Tool(inner["name"], description, CUSTOM_TOOL_SCHEMA, is_custom=True, cache_control=mark)
@@ -379,7 +375,7 @@ def read_response_format(document: Document) -> ResponseFormat | None:
         case None | {"type": "text"}:
             return None
         case {"type": "json_object"}:
-            return ResponseFormat("json_object")
+            return ResponseFormat("json_object", "response", {})
         case {"type": "json_schema", "json_schema": {"schema": dict(schema), **rest}}:
             strict = rest.get("strict")
             name = rest.get("name")

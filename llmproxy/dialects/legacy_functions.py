@@ -1,4 +1,4 @@
-"""Answers for clients that use `functions`, the older form of tools: one `function_call` instead of tool calls.
+"""`functions`, the older form of tools: one `function_call` instead of tool calls, in requests and in answers.
 
 A vendor's translation reads functions as tools, and its answer holds tool calls; here they are turned back. Such a
 client makes one call at a time: of parallel ones it gets the first, and the model asks for the others again.
@@ -17,6 +17,25 @@ from llmproxy.sse import encode_event
 
 # Every event that holds a tool call, or says that there were some, holds this.
 _MARKER: Final = b'"tool_calls"'
+
+
+def with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
+    """A client's messages with legacy function calls as tool calls: each gets an id, which its result then names."""
+    count = 0
+    for message in messages:
+        if not isinstance(message, dict):
+            yield message
+        elif message.get("role") == "function":
+            yield {**message, "tool_call_id": f"call_{count}"}
+        elif "function_call" not in message:
+            yield message
+        elif isinstance(message["function_call"], dict) and not message.get("tool_calls"):
+            count += 1
+            function = message["function_call"]
+            call = {"id": f"call_{count}", "function": function, "extra_content": function.get("extra_content")}
+            yield {**message, "tool_calls": [call]}
+        else:
+            yield message
 
 
 def uses_functions(request: Document) -> bool:

@@ -44,6 +44,8 @@ class ResponseReader:
         # What the parser calls; it looks for this one when it is made.
         self.on_body = self.pieces.append
         self._parser = HttpResponseParser(self)
+        # A control character in a value must not cost the answer; whoever passes a field on looks at it.
+        self._parser.set_dangerous_leniencies(lenient_headers=True)
         self._raw = b""
         self._is_head_parsed = False
         self._is_bodiless = False
@@ -165,6 +167,8 @@ def _head(raw: bytes) -> ResponseHead:
     """The parts of a head; that they are well-formed is the parser's business."""
     if not raw.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")) or raw[9:10] == b"0" or raw[9:12] == b"101":
         raise MalformedResponseError("The answer is not HTTP/1.")
+    if b"\r\n " in raw or b"\r\n\t" in raw or b"\0" in raw:
+        raise MalformedResponseError("The head has a folded line or a NUL in it.")
     lines = raw.decode("utf-8", "surrogateescape").split("\r\n")
     if len(lines) > MAX_FIELDS + 3:
         raise MalformedResponseError(f"The head has more than {MAX_FIELDS} fields.")

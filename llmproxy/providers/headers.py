@@ -66,5 +66,5 @@ class RequestHeaders:
     def build(self, client: Mapping[str, str], *, is_stream: bool) -> Sequence[tuple[str, str]]:
         """The fields of one request; `client` is looked up without regard to case."""
         fixed = self._stream if is_stream else self._whole
-        passed = tuple((name, value) for name in self._forwarded if (value := client.get(name)) and is_value(value))
-        return fixed + passed if passed else fixed
+        passed = [(name, value) for name in self._forwarded if (value := client.get(name)) and is_value(value)]
+        return (*fixed, *passed) if passed else fixed

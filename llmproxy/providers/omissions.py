@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
@@ -43,6 +44,15 @@ class Omissions:
                 param=name,
             )
         self._names[name] = None
+
+    def hint_all_but(self, document: Document, known: AbstractSet[str]) -> None:
+        """Leave out every member that is not known, as far as it asks for anything."""
+        if document.keys() <= known:
+            return
+        for name, value in document.items():
+            # False, null and an empty collection ask for nothing.
+            if value and name not in known:
+                self.hint(name)
 
     def all_but_one_text(self, document: Document, meaningful: Iterable[str]) -> None:
         """Leave out these members, further choices and audio, as far as a request asks for them. Raises BadRequest."""

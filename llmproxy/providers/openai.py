@@ -12,6 +12,7 @@ from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document, Operation, Request, Target
 from llmproxy.providers import Provider, StreamDecoder
+from llmproxy.providers.chat_completions import ChatCompletions
 from llmproxy.providers.headers import RequestHeaders, checked_forwards, checked_headers, is_value
 from llmproxy.providers.responses import ResponsesBridge, ResponsesMode
 from llmproxy.services import Services, UpstreamRequest
@@ -96,7 +97,9 @@ class OpenAI(Provider):
         fixed = (*_ALWAYS, *self._vendor_headers(), *self._authentication(), *config.headers.items())
         self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
         self._is_locked = self.needs_key and config.api_key is None and config.base_url is None
-        self._bridge = ResponsesBridge(name, config.responses) if isinstance(config, OpenAIHostConfig) else None
+        hosted = config if isinstance(config, OpenAIHostConfig) else None
+        self._bridge = ResponsesBridge(name, hosted.responses) if hosted else None
+        self._chat_completions = ChatCompletions.load() if hosted else None
 
     def authorization(self, key: str) -> tuple[str, str]:
         """The header that carries the key."""
@@ -105,7 +108,8 @@ class OpenAI(Provider):
     def prepare(self, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:
         """The client's body, byte for byte but for the edits made so far, with the gateway's key.
 
-        What the model refuses on chat completions goes to the Responses API, translated.
+        What the model refuses on chat completions goes to the Responses API, translated, where that takes it; what
+        OpenAI does not know of other vendors' conversations is left out, and named in `dropped`.
         Raises BadRequest for what the vendor does not have, UpstreamError when there is no key.
         """
         self.refuse_unserved(request)
@@ -113,7 +117,8 @@ class OpenAI(Provider):
             # Beside a whole answer they are an error.
             request.remove("stream_options")
         if (bridge := self._bridge_for(request)) is None:
-            return self.post(request, headers, request.encode())
+            dropped = self._adapted(request)
+            return self.post(request, headers, request.encode(), dropped)
         native = bridge.request(request.document, self.price_model(request.model))
         return replace(self.post(request, headers, native.encode(), native.dropped), url=self._responses_url)
 
@@ -146,6 +151,11 @@ class OpenAI(Provider):
         """Settle where requests go, below this address."""
         self._urls = {operation: base + path for operation, path in self.paths.items()}
         self._responses_url = f"{base}/responses"
+
+    def _adapted(self, request: Request) -> tuple[str, ...]:
+        """What was left out of a request for OpenAI's own models to accept it."""
+        rules = self._chat_completions
+        return () if rules is None else rules.adapt(request, self.price_model(request.model))
 
     def _bridge_for(self, request: Request) -> ResponsesBridge | None:
         """The way over the Responses API, for a request that takes it."""

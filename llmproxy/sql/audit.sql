@@ -1,20 +1,20 @@
 -- name: record_batch
 -- One statement, so a batch is one round trip and goes in whole or not at all. The rest of a record goes in only
 -- together with its request: whatever was recorded before, by whomever, is neither changed nor added to. Gives the ids
--- of the requests that were not there yet.
+-- of the requests that were not there yet. What was not used is not in a record: its columns are zero.
 WITH recorded AS (
     INSERT INTO requests ({requests})
-    SELECT {requests} FROM json_populate_recordset(NULL::requests, $1::text::json)
+    SELECT {requests} FROM json_populate_recordset(json_populate_record(NULL::requests, '{zeros}'), $1::text::json)
     ON CONFLICT DO NOTHING
     RETURNING id
 ), attempted AS (
     INSERT INTO attempts ({attempts})
-    SELECT {attempts} FROM json_populate_recordset(NULL::attempts, $2::text::json)
+    SELECT {attempts} FROM json_populate_recordset(json_populate_record(NULL::attempts, '{zeros}'), $2::text::json)
     WHERE request_id IN (SELECT id FROM recorded)
     ON CONFLICT DO NOTHING
 ), charged AS (
     INSERT INTO ledger_entries ({ledger_entries})
-    SELECT {ledger_entries} FROM json_populate_recordset(NULL::ledger_entries, $3::text::json)
+    SELECT {ledger_entries} FROM json_populate_recordset(json_populate_record(NULL::ledger_entries, '{zeros}'), $3::text::json)
     WHERE request_id IN (SELECT id FROM recorded)
     ON CONFLICT DO NOTHING
 ), bodied AS (

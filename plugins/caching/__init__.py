@@ -39,7 +39,7 @@ class Caching:
     name = "caching"
     Config = CachingConfig
     # Whoever may refuse a request, or change it, has its say before an answer to it is looked for.
-    after = ("redaction", "rate_limits", "budgets")
+    after = ("redaction", "guard", "runaway", "rate_limits", "budgets")
     migrations = Path(__file__).parent / "migrations"
 
     def __init__(self, config: CachingConfig, services: Services) -> None:

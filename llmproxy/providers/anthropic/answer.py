@@ -170,9 +170,10 @@ def tool_input(block: Document) -> str:
 def _take(block: Document, answer: ChatAnswer, plan: AnswerPlan) -> None:
     kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
-        start = _length(answer.text)
+        if cited := block.get("citations"):
+            start = _length(answer.text)
+            answer.annotations += citations(cited, start, start + len(block["text"]))
         answer.text.append(block["text"])
-        answer.annotations += citations(block.get("citations"), start, start + len(block["text"]))
     elif kind == "tool_use":
         _take_call(block, answer, plan)
     elif (thought := thinking_block(block)) is not None:

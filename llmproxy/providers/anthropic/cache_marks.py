@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llmproxy.exchange import Document
@@ -15,7 +14,10 @@ def limit_marks(body: Document) -> None:
 
     Of too many, the first stays, which conversations share, and the last ones, which this conversation goes on from.
     """
-    marked = [block for blocks in _sections(body) for block in blocks if "cache_control" in block]
+    sections = [body.get("tools", ()), body.get("system", ()), *[turn["content"] for turn in body["messages"]]]
+    marked = [block for blocks in sections for block in blocks if "cache_control" in block]
+    if not marked:
+        return
     room = _MAX_MARKS - ("cache_control" in body)
     for block in marked[1 : max(len(marked) - room + 1, 1)]:
         del block["cache_control"]
@@ -23,11 +25,3 @@ def limit_marks(body: Document) -> None:
     for block in (block for block in marked if "cache_control" in block):
         lasts_an_hour = lasts_an_hour and block["cache_control"].get("ttl") == "1h"
         block["cache_control"] = {"type": "ephemeral", **({"ttl": "1h"} if lasts_an_hour else {})}
-
-
-def _sections(body: Document) -> Iterator[Sequence[Document]]:
-    """Everything that can carry a mark, in the order of the prompt."""
-    yield body.get("tools", ())
-    yield body.get("system", ())
-    for turn in body["messages"]:
-        yield turn["content"]

@@ -9,7 +9,7 @@ from typing import Final
 
 import orjson
 
-from llmproxy.dialects.chat_request import ChatRequest, Message, Part
+from llmproxy.dialects.chat_request import ChatRequest, Message, Part, ToolCall
 from llmproxy.dialects.media import Media
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
@@ -32,7 +32,7 @@ def conversation(chat: ChatRequest, rules: ModelRules, omissions: Omissions) -> 
     messages = chat.messages
     leading = next((number for number, message in enumerate(messages) if message.role != "system"), len(messages))
     system = [block for message in messages[:leading] for block in _text_blocks(message.parts)]
-    turns = _merged(_turns(messages[leading:], rules, omissions))
+    turns = _turns(messages[leading:], rules, omissions)
     if not turns:
         # A lone instruction is what there is to answer.
         system, turns = [], [{"role": "user", "content": system}] if system else []
@@ -65,42 +65,41 @@ def tool_id(call_id: str) -> str:
 # Turns
 
 
-def _turns(
-    messages: Sequence[Message], rules: ModelRules, omissions: Omissions
-) -> Iterator[tuple[str, list[Document]]]:
+def _turns(messages: Sequence[Message], rules: ModelRules, omissions: Omissions) -> list[Document]:
+    """Turns of the same role as one, empty ones left out, and tool results at the beginning of theirs."""
+    turns: list[Document] = []
     has_open_calls = False
     for message in messages:
         if message.name is not None and message.role != "tool":
             omissions.hint("messages.name")
-        match message.role:
-            case "system":
-                # Nothing may stand between calls and their results, and older models know no such role here.
-                role = "system" if rules.system_messages and not has_open_calls else "user"
-                yield role, _text_blocks(message.parts)
-            case "assistant":
-                has_open_calls = bool(message.tool_calls)
-                yield "assistant", _assistant_blocks(message, omissions)
-            case "tool":
-                yield "user", [_tool_result(message, omissions)]
-            case "user":
-                has_open_calls = False
-                yield "user", _blocks(message.parts, omissions)
-
-
-def _merged(turns: Iterator[tuple[str, list[Document]]]) -> list[Document]:
-    """Turns of the same role as one, empty ones left out, and tool results at the beginning of theirs."""
-    merged: list[Document] = []
-    for role, blocks in turns:
-        if not blocks:
-            continue
-        if merged and merged[-1]["role"] == role:
-            merged[-1]["content"] += blocks
-        else:
-            merged.append({"role": role, "content": blocks})
-    for turn in merged:
+        role, blocks = _turn(message, rules, omissions, has_open_calls=has_open_calls)
+        if message.role in ("user", "assistant"):
+            has_open_calls = role == "assistant" and bool(message.tool_calls)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += blocks
+        elif blocks:
+            turns.append({"role": role, "content": blocks})
+    for turn in turns:
         if turn["role"] == "user" and len(turn["content"]) > 1:
             turn["content"].sort(key=lambda block: block["type"] != "tool_result")
-    return merged
+    return turns
+
+
+def _turn(
+    message: Message, rules: ModelRules, omissions: Omissions, *, has_open_calls: bool
+) -> tuple[str, list[Document]]:
+    """Who says what with a message."""
+    match message.role:
+        case "user":
+            return "user", _blocks(message.parts, omissions)
+        case "assistant":
+            return "assistant", _assistant_blocks(message, omissions)
+        case "tool":
+            return "user", [_tool_result(message, omissions)]
+        case "system":
+            # Nothing may stand between calls and their results, and older models know no such role here.
+            role = "system" if rules.system_messages and not has_open_calls else "user"
+            return role, _text_blocks(message.parts)
 
 
 def _check_end(turn: Document, rules: ModelRules) -> None:
@@ -119,12 +118,14 @@ def _check_end(turn: Document, rules: ModelRules) -> None:
 
 
 def _assistant_blocks(message: Message, omissions: Omissions) -> list[Document]:
-    said = [*_text_blocks(message.parts), *_tool_uses(message)]
+    said = _text_blocks(message.parts)
+    if message.tool_calls:
+        said += [_tool_use(call) for call in message.tool_calls]
     for part in message.parts:
         if part.media is not None:
             omissions.meaning(part.path, f"'{part.path}': messages of the assistant may only hold text for this model.")
     # Reasoning comes first, and is nothing without what it led to.
-    return [*_own_thinking(message.thinking), *said] if said else []
+    return [*_own_thinking(message.thinking), *said] if said and message.thinking else said
 
 
 def _own_thinking(blocks: Sequence[Document]) -> Iterator[Document]:
@@ -139,15 +140,9 @@ def _is_signed(block: Document) -> bool:
     return isinstance(proof, str) and bool(proof) and isinstance(block.get("thinking", ""), str)
 
 
-def _tool_uses(message: Message) -> Iterator[Document]:
-    for call in message.tool_calls:
-        # The client's own text, so that no number and no order of keys changes between turns.
-        yield {
-            "type": "tool_use",
-            "id": tool_id(call.id),
-            "name": call.name,
-            "input": orjson.Fragment(call.json),
-        }
+def _tool_use(call: ToolCall) -> Document:
+    # The client's own text, so that no number and no order of keys changes between turns.
+    return {"type": "tool_use", "id": tool_id(call.id), "name": call.name, "input": orjson.Fragment(call.json)}
 
 
 def _tool_result(message: Message, omissions: Omissions) -> Document:
@@ -163,14 +158,18 @@ def _tool_result(message: Message, omissions: Omissions) -> Document:
 
 
 def _text_blocks(parts: Sequence[Part]) -> list[Document]:
-    return [_marked({"type": "text", "text": part.text}, part) for part in parts if part.text and part.text.strip()]
+    """The texts, but for blank ones, which are refused."""
+    return [
+        _marked({"type": "text", "text": part.text}, part) for part in parts if part.text and not part.text.isspace()
+    ]
 
 
 def _blocks(parts: Sequence[Part], omissions: Omissions) -> list[Document]:
     blocks = []
     for part in parts:
         if part.media is None:
-            blocks += _text_blocks((part,))
+            if part.text and not part.text.isspace():
+                blocks.append(_marked({"type": "text", "text": part.text}, part))
         elif (block := _media_block(part.media)) is not None:
             blocks.append(_marked(block, part))
         else:
@@ -179,7 +178,9 @@ def _blocks(parts: Sequence[Part], omissions: Omissions) -> list[Document]:
 
 
 def _marked(block: Document, part: Part) -> Document:
-    return {**block, "cache_control": part.cache_control} if part.cache_control is not None else block
+    if part.cache_control is not None:
+        block["cache_control"] = part.cache_control
+    return block
 
 
 def _media_block(media: Media) -> Document | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, NamedTuple
 
 import orjson
@@ -14,22 +15,24 @@ from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.cache_marks import limit_marks
 from llmproxy.providers.anthropic.messages import conversation, is_tool_loop_without_thinking
 from llmproxy.providers.anthropic.rules import ModelRules, Version
-from llmproxy.providers.anthropic.thinking import Limits, depth
-from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION, tool_plan
+from llmproxy.providers.anthropic.thinking import Depth, Limits, depth
+from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION, ToolPlan, tool_plan
 from llmproxy.providers.vendor import Omissions
 
+# Members of the Messages format that chat completions clients may add, as they are.
+_NATIVE: Final = ("cache_control", "container", "context_management", "inference_geo", "mcp_servers", "speed")
+# What cannot be left out without changing the answer, when it asks for anything.
+_MEANINGFUL: Final = ("audio", "logprobs", "top_logprobs")
 _READ: Final = frozenset(
     {
         *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop", "n"),
         *("tools", "functions", "tool_choice", "function_call", "parallel_tool_calls", "response_format"),
         *("temperature", "top_p", "top_k", "reasoning_effort", "thinking", "output_config", "web_search_options"),
         *("user", "safety_identifier", "service_tier", "modalities"),
+        *_MEANINGFUL,
+        *_NATIVE,
     }
 )
-# Members of the Messages format that chat completions clients may add, as they are.
-_NATIVE: Final = ("cache_control", "container", "context_management", "inference_geo", "mcp_servers", "speed")
-# What cannot be left out without changing the answer, when it asks for anything.
-_MEANINGFUL: Final = ("audio", "logprobs", "top_logprobs")
 _SERVICE_TIERS: Final[Mapping[str, str]] = {"auto": "auto", "default": "standard_only", "priority": "auto"}
 
 
@@ -64,10 +67,8 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
     plan = tool_plan(chat, rules, omissions)
     if chat.response_format is not None and chat.response_format.kind == "json_object":
         system.append({"type": "text", "text": JSON_INSTRUCTION})
-    mid_loop = is_tool_loop_without_thinking(turns)
-    reach = depth(chat, rules, limits, omissions, forces_call=plan.forces_call, mid_loop=mid_loop)
-    effort = {"effort": reach.effort} if reach.effort else {}
-    output_config = {**_object(document, "output_config"), **effort, **({"format": plan.format} if plan.format else {})}
+    mid_loop = partial(is_tool_loop_without_thinking, turns)
+    reach = depth(chat, rules, limits, omissions, forces_call=plan.forces_call, is_mid_loop=mid_loop)
     members = {
         "max_tokens": reach.max_tokens,
         "system": system,
@@ -75,44 +76,43 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
         "tool_choice": plan.choice,
         "messages": turns,
         "thinking": reach.thinking,
-        "output_config": output_config,
-        **reach.sampling,
-        **_others(chat, omissions),
+        "output_config": _output_config(document, reach, plan),
     }
-    body = {name: value for name, value in members.items() if value not in (None, [], {})}
+    body = {name: value for name, value in members.items() if value}
+    body |= reach.sampling
+    _add_others(body, chat, omissions)
     limit_marks(body)
-    _leave_out_the_rest(document, omissions)
+    omissions.all_but_one_text(document, _MEANINGFUL)
+    omissions.hint_all_but(document, _READ)
     return NativeRequest(body, rules.version, reach.max_tokens > rules.whole_max_tokens, omissions.names)
 
 
-def _others(chat: ChatRequest, omissions: Omissions) -> Document:
+def _output_config(document: Document, reach: Depth, plan: ToolPlan) -> Document:
+    own = document.get("output_config")
+    config = {**own} if isinstance(own, dict) else {}
+    if reach.effort:
+        config["effort"] = reach.effort
+    if plan.format:
+        config["format"] = plan.format
+    return config
+
+
+def _add_others(body: Document, chat: ChatRequest, omissions: Omissions) -> None:
     document, given = chat.document, chat.stop
     stop = [sequence for sequence in given if sequence.strip()]
+    if stop:
+        body["stop_sequences"] = stop
     if len(stop) < len(given):
         # White space alone is refused.
         omissions.hint("stop")
-    others: Document = {"stop_sequences": stop}
     user = document.get("safety_identifier") or document.get("user")
     if isinstance(user, str) and user:
         # The vendor asks for an identifier that tells nothing of the person.
-        others["metadata"] = {"user_id": hashlib.sha256(user.encode()).hexdigest()}
+        body["metadata"] = {"user_id": hashlib.sha256(user.encode()).hexdigest()}
     tier = document.get("service_tier")
     if isinstance(tier, str) and tier in _SERVICE_TIERS:
-        others["service_tier"] = _SERVICE_TIERS[tier]
+        body["service_tier"] = _SERVICE_TIERS[tier]
     elif tier is not None:
         omissions.hint("service_tier")
-    others |= {name: document[name] for name in _NATIVE if name in document}
-    return others
-
-
-def _leave_out_the_rest(document: Document, omissions: Omissions) -> None:
-    omissions.all_but_one_text(document, _MEANINGFUL)
-    for name, value in document.items():
-        # False, null and an empty collection ask for nothing.
-        if value and name not in _READ and name not in _NATIVE and name not in _MEANINGFUL:
-            omissions.hint(name)
-
-
-def _object(document: Document, name: str) -> Document:
-    value = document.get(name)
-    return value if isinstance(value, dict) else {}
+    if not document.keys().isdisjoint(_NATIVE):
+        body |= {name: value for name in _NATIVE if (value := document.get(name)) not in (None, [], {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -66,18 +66,24 @@ class Limits:
 
 
 def depth(
-    chat: ChatRequest, rules: ModelRules, limits: Limits, omissions: Omissions, *, forces_call: bool, mid_loop: bool
+    chat: ChatRequest,
+    rules: ModelRules,
+    limits: Limits,
+    omissions: Omissions,
+    *,
+    forces_call: bool,
+    is_mid_loop: Callable[[], bool],
 ) -> Depth:
     """What the request asks for, as far as the model allows it.
 
     Args:
         forces_call: The model has to call a tool.
-        mid_loop: Results are handed back of calls that came without reasoning.
+        is_mid_loop: Whether results are handed back of calls that came without reasoning.
     """
     max_tokens = chat.max_tokens or _default_max_tokens(rules, limits)
     thinking, effort = _thinking(chat, rules, omissions, forces_call=forces_call)
     if thinking is _BY_BUDGET:
-        thinking = _with_budget(chat, limits, max_tokens, omissions, mid_loop=mid_loop)
+        thinking = _with_budget(chat, limits, max_tokens, omissions, is_mid_loop)
     is_thinking = thinking is not None and thinking.get("type") in ("enabled", "adaptive")
     return Depth(max_tokens, thinking, effort, _sampling(chat, rules, omissions, is_thinking=is_thinking))
 
@@ -138,20 +144,21 @@ def _level(wanted: str | None, rules: ModelRules) -> Effort | None:
 
 
 def _with_budget(
-    chat: ChatRequest, limits: Limits, max_tokens: int, omissions: Omissions, *, mid_loop: bool
+    chat: ChatRequest, limits: Limits, max_tokens: int, omissions: Omissions, is_mid_loop: Callable[[], bool]
 ) -> Document | None:
     # Never above the client's limit: what a request may cost at most has been settled before it gets here.
     wanted = next(tokens for name, tokens in limits.budgets.items() if name == chat.document["reasoning_effort"])
     budget = min(wanted, max_tokens - 1)
-    if budget < _MIN_BUDGET or mid_loop:
+    if budget < _MIN_BUDGET or is_mid_loop():
         omissions.hint("reasoning_effort")
         return None
     return {"type": "enabled", "budget_tokens": budget}
 
 
 def _sampling(chat: ChatRequest, rules: ModelRules, omissions: Omissions, *, is_thinking: bool) -> Document:
-    names = ("temperature", "top_p", "top_k")
-    given = {name: value for name in names if (value := chat.number(name)) is not None}
+    given = chat.numbers(("temperature", "top_p", "top_k"))
+    if not given:
+        return {}
     if is_thinking or not rules.sampling:
         for name in given:
             omissions.hint(name)

@@ -53,8 +53,10 @@ class ToolPlan(NamedTuple):
 
 def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
-    tools = read_tools(document)
-    answer_tool = _answer_tool(tools, read_tool_choice(document), read_response_format(document), rules)
+    tools, wanted = read_tools(document), read_response_format(document)
+    if not tools and wanted is None:
+        return AnswerPlan()
+    answer_tool = _answer_tool(tools, read_tool_choice(document), wanted, rules)
     return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import ClassVar, Final
 from urllib.parse import quote
 
 from llmproxy.config import ProviderConfig
-from llmproxy.dialects.chat_answer import AnswerIdentity
+from llmproxy.dialects.chat_answer import AnswerIdentity, new_identity
 from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
 from llmproxy.dialects.media import image_addresses
 from llmproxy.dialects.openai_errors import stated_error
@@ -17,7 +17,7 @@ from llmproxy.errors import BadRequest, Failure, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.anthropic.messages_format import merged_betas
-from llmproxy.providers.bedrock.answer import chat_answer, new_identity
+from llmproxy.providers.bedrock.answer import chat_answer
 from llmproxy.providers.bedrock.config import BedrockConfig
 from llmproxy.providers.bedrock.credentials import Authentication, BearerKey, Signatures
 from llmproxy.providers.bedrock.embeddings import embedding_body, embedding_list, family_of
@@ -62,8 +62,8 @@ class Bedrock(Provider):
             (*_ALWAYS, *config.headers.items()), ("user-agent", *config.forward_headers), stream_type=_STREAM_TYPE
         )
         self._rule_book = RuleBook.load()
-        # Clients choose what is quoted, so what is remembered has a limit.
-        self._quoted = lru_cache(maxsize=_REMEMBERED_MODELS)(partial(quote, safe=""))
+        # Clients choose what is looked up, so what is remembered has a limit.
+        self._address = lru_cache(maxsize=_REMEMBERED_MODELS)(self._model_address)
         self._authentication = _authentication(name, config, services)
 
     async def startup(self) -> None:
@@ -108,10 +108,8 @@ class Bedrock(Provider):
         omissions = Omissions(drop_params=self._section.drop_params)
         url = self._url(request, target.model)
         body = self._body(request, target.model, headers, omissions)
-        fields = tuple(self._headers.build(headers, is_stream=request.is_stream))
-        # Only what cannot change on the way is signed.
-        signed = [field for field in fields if field[0] == "content-type" or field[0].startswith("x-amz")]
-        credentials = self._authentication.headers(url, signed, body)
+        fields = self._headers.build(headers, is_stream=request.is_stream)
+        credentials = self._authentication.headers(url, fields, body)
         return UpstreamRequest("POST", url, (*fields, *credentials), body, omissions.names)
 
     def answer(self, request: Request, body: bytes, document: Document) -> bytes:
@@ -134,12 +132,15 @@ class Bedrock(Provider):
         return refusal(status, headers, body)
 
     def _url(self, request: Request, model: str) -> str:
+        address = self._address(model)
+        if request.operation is not Operation.CHAT:
+            return f"{address}/invoke"
+        return f"{address}/converse-stream" if request.is_stream else f"{address}/converse"
+
+    def _model_address(self, model: str) -> str:
         if _DOTS.fullmatch(model):
             raise BadRequest("'model' is not the id of a model, nor an ARN.", param="model")
-        action = "invoke"
-        if request.operation is Operation.CHAT:
-            action = "converse-stream" if request.is_stream else "converse"
-        return f"{self._root}{self._quoted(model)}/{action}"
+        return self._root + quote(model, safe="")
 
     def _body(self, request: Request, model: str, headers: Mapping[str, str], omissions: Omissions) -> bytes:
         base_model = self._base_model(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -52,11 +51,6 @@ def chat_answer(response: Document, plan: AnswerPlan, identity: AnswerIdentity) 
     answer.native_finish_reason = stop_reason
     answer.usage = token_usage(response)
     return answer
-
-
-def new_identity(model: str, created: int) -> AnswerIdentity:
-    """What an answer is known by: Bedrock's have no id of their own."""
-    return AnswerIdentity(f"chatcmpl-{secrets.token_hex(12)}", model, created)
 
 
 def finish_reason(stop_reason: str, *, has_calls: bool) -> FinishReason:

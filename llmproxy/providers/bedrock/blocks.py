@@ -40,27 +40,33 @@ _MAX_NAME_CHARACTERS: Final = 190
 
 
 class BlockWriter:
-    """Translates the content of one request: names of documents must not repeat in it."""
+    """Translates the content of one request: names of documents must not repeat in it.
+
+    Attributes:
+        has_cache_points: Whether any was made.
+    """
 
     def __init__(self, rules: ModelRules, omissions: Omissions) -> None:
+        self.has_cache_points = False
         self._rules = rules
         self._omissions = omissions
         self._names: set[str] = set()
 
-    def blocks(self, parts: Iterable[Part]) -> list[tuple[Document, ...]]:
+    def blocks(self, parts: Iterable[Part]) -> list[Document]:
         """Each part as a block, with the cache point behind it; blank texts, which are refused, are left out.
 
         Raises BadRequest for media that Bedrock cannot be sent.
         """
-        blocks: list[tuple[Document, ...]] = []
+        blocks: list[Document] = []
         for part in parts:
             if part.media is not None:
-                block = self._media(part, part.media)
+                blocks.append(self._media(part, part.media))
             elif part.text and not part.text.isspace():
-                block = {"text": part.text}
+                blocks.append({"text": part.text})
             else:
                 continue
-            blocks.append((block, *self.cache_point("messages", part.cache_control)))
+            if part.cache_control is not None:
+                blocks += self.cache_point("messages", part.cache_control)
         return blocks
 
     def cache_point(self, section: str, mark: Document | None) -> tuple[Document, ...]:
@@ -70,6 +76,7 @@ class BlockWriter:
         if section not in self._rules.cache_sections:
             self._omissions.hint("cache_control")
             return ()
+        self.has_cache_points = True
         point: Document = {"type": "default"}
         if mark.get("ttl") == "1h" and self._rules.has_cache_hour:
             point["ttl"] = "1h"

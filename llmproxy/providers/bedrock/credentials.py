@@ -30,11 +30,8 @@ class Authentication(Protocol):
     async def shutdown(self) -> None:
         """Stop renewing them."""
 
-    def headers(self, url: str, signed: Headers, body: bytes) -> Headers:
-        """The header fields to add to a request; `signed` are those whose values must not change on the way.
-
-        Raises UpstreamError when there are no credentials.
-        """
+    def headers(self, url: str, fields: Headers, body: bytes) -> Headers:
+        """The header fields to add to a request that has these. Raises UpstreamError when there are no credentials."""
 
 
 class BearerKey:
@@ -49,7 +46,7 @@ class BearerKey:
     async def shutdown(self) -> None:
         """Nothing is held."""
 
-    def headers(self, url: str, signed: Headers, body: bytes) -> Headers:
+    def headers(self, url: str, fields: Headers, body: bytes) -> Headers:
         """The key."""
         return self._headers
 
@@ -87,7 +84,7 @@ class Signatures:
         if self._renewal is not None:
             self._renewal.cancel()
 
-    def headers(self, url: str, signed: Headers, body: bytes) -> Headers:
+    def headers(self, url: str, fields: Headers, body: bytes) -> Headers:
         """The signature. Raises UpstreamError when no credentials were found."""
         if self._current is None:
             raise UpstreamError(
@@ -98,6 +95,8 @@ class Signatures:
             )
         from llmproxy.providers.bedrock import aws  # noqa: PLC0415 - botocore is an extra, and slow to import
 
+        # Only what cannot change on the way is signed.
+        signed = [field for field in fields if field[0] == "content-type" or field[0].startswith("x-amz")]
         return aws.signature_headers(url, signed, body, credentials=self._current, region=self._region)
 
     async def _keep(self) -> None:

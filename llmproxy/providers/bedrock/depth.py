@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, NamedTuple
 
 from llmproxy.dialects.chat_request import ChatRequest
@@ -36,7 +37,7 @@ def depth(chat: ChatRequest, rules: ModelRules, limits: Limits, omissions: Omiss
     if rules.claude is not None:
         return _claude(chat, rules.claude, limits, omissions, forces_call=forces_call)
     names = ("temperature", "top_p", "top_k") if rules.top_k else ("temperature", "top_p")
-    sampling = {name: value for name in names if (value := chat.number(name)) is not None}
+    sampling = chat.numbers(names)
     if "temperature" in sampling:
         # OpenAI's temperatures go up to 2.
         sampling["temperature"] = min(max(sampling["temperature"], 0), 1)
@@ -47,7 +48,9 @@ def depth(chat: ChatRequest, rules: ModelRules, limits: Limits, omissions: Omiss
 
 
 def _claude(chat: ChatRequest, rules: ClaudeRules, limits: Limits, omissions: Omissions, *, forces_call: bool) -> Depth:
-    reach = claude_depth(chat, rules, limits, omissions, forces_call=forces_call, mid_loop=_is_mid_loop(chat))
+    reach = claude_depth(
+        chat, rules, limits, omissions, forces_call=forces_call, is_mid_loop=partial(_is_mid_loop, chat)
+    )
     own_fields: Document = {}
     if reach.thinking is not None:
         own_fields["thinking"] = reach.thinking

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import orjson
 
@@ -21,32 +20,14 @@ _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_ID_CHARACTERS: Final = 64
 _NO_OUTPUT: Final = "(no output)"
 
-# Blocks that stay together: one, and the cache point behind it.
-_Unit = tuple[Document, ...]
+Role = Literal["user", "assistant", "system"]
 
 
-@dataclass(slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """The system blocks and the turns."""
 
-    system: list[Document] = field(default_factory=list)
-    turns: list[Document] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Turn:
-    role: Literal["user", "assistant", "system"]
-    units: list[_Unit] = field(default_factory=list)
-
-    def document(self) -> Document:
-        # Results of tools must come before anything else a user says.
-        if len(self.units) > 1:
-            self.units.sort(key=lambda unit: "toolResult" not in unit[0])
-        blocks = [block for unit in self.units for block in unit]
-        members: set[str] = set().union(*blocks)
-        if "document" in members and "text" not in members:
-            blocks.append({"text": FILLER})
-        return {"role": self.role, "content": blocks}
+    system: list[Document]
+    turns: list[Document]
 
 
 class MessageWriter:
@@ -61,26 +42,33 @@ class MessageWriter:
         self._writer = writer
         self._omissions = omissions
         self._has_tools = has_tools
-        self._turns: list[_Turn] = []
+        self._turns: list[Document] = []
 
     def translate(self, messages: Sequence[Message]) -> Conversation:
         """The conversation. Raises BadRequest when there is nothing in it, or something that cannot be sent."""
         leading = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
         # Somebody must say something: instructions on their own are taken for a question.
-        system = list(self._system(messages[:leading])) if leading < len(messages) else []
+        system = self._system(messages[:leading]) if leading < len(messages) else []
         for message in messages[leading:] if leading < len(messages) else messages:
-            self._add(self._role(message), self._units(message))
+            role, blocks = self._role(message), self._blocks(message)
+            if self._turns and self._turns[-1]["role"] == role:
+                self._turns[-1]["content"] += blocks
+            elif blocks:
+                self._turns.append({"role": role, "content": blocks})
         if not self._turns:
             raise BadRequest("'messages' must hold some content.", param="messages")
-        if self._turns[0].role != "user":
-            self._turns.insert(0, _Turn("user", [({"text": FILLER},)]))
+        if self._turns[0]["role"] != "user":
+            self._turns.insert(0, {"role": "user", "content": [{"text": FILLER}]})
         self._check_end()
-        return Conversation(system, [turn.document() for turn in self._turns])
+        for turn in self._turns:
+            if len(turn["content"]) > 1 or "text" not in turn["content"][0]:
+                turn["content"] = _arranged(turn["content"])
+        return Conversation(system, self._turns)
 
     def _check_end(self) -> None:
         """See to it that Claude can go on from a beginning of its answer, where it is given one."""
         last = self._turns[-1]
-        if self._rules.claude is None or last.role != "assistant":
+        if self._rules.claude is None or last["role"] != "assistant":
             return
         if not self._rules.claude.prefill:
             sentence = (
@@ -88,52 +76,47 @@ class MessageWriter:
             )
             raise BadRequest(sentence, code="unsupported_parameter", param="messages")
         # A beginning that ends in white space is refused.
-        block = last.units[-1][0]
+        block = next(block for block in reversed(last["content"]) if "cachePoint" not in block)
         if "text" in block:
             block["text"] = block["text"].rstrip()
 
-    def _system(self, messages: Iterable[Message]) -> Iterator[Document]:
+    def _system(self, messages: Iterable[Message]) -> list[Document]:
+        blocks: list[Document] = []
         for message in messages:
             for part in message.parts:
                 if part.media is not None:
                     raise BadRequest(f"'{part.path}' must be text in a system message.", param=part.path)
                 if part.text and not part.text.isspace():
-                    yield {"text": part.text}
-                    yield from self._writer.cache_point("system", part.cache_control)
+                    blocks.append({"text": part.text})
+                    blocks += self._writer.cache_point("system", part.cache_control)
+        return blocks
 
-    def _role(self, message: Message) -> Literal["user", "assistant", "system"]:
+    def _role(self, message: Message) -> Role:
         if message.role == "system" and self._rules.has_system_turns and self._turns:
             return "system"
         return "assistant" if message.role == "assistant" else "user"
 
-    def _add(self, role: Literal["user", "assistant", "system"], units: list[_Unit]) -> None:
-        if not units:
-            return
-        if self._turns and self._turns[-1].role == role:
-            self._turns[-1].units += units
-        else:
-            self._turns.append(_Turn(role, units))
-
-    def _units(self, message: Message) -> list[_Unit]:
+    def _blocks(self, message: Message) -> list[Document]:
         if message.role == "tool":
             return self._result(message)
         if message.name is not None:
             self._omissions.hint("messages.name")
-        said: list[_Unit] = self._writer.blocks(message.parts)
-        said += [(self._call(call),) for call in message.tool_calls]
+        said = self._writer.blocks(message.parts)
+        if message.tool_calls:
+            said += [self._call(call) for call in message.tool_calls]
         # Thoughts are nothing without what they led to.
         return [*self._thoughts(message.thinking), *said] if said and message.thinking else said
 
-    def _thoughts(self, blocks: Iterable[Document]) -> Iterator[_Unit]:
+    def _thoughts(self, blocks: Iterable[Document]) -> Iterator[Document]:
         """Signed thoughts as they came; others, which no signature proves to be Claude's, would be refused."""
         for block in blocks if self._rules.claude is not None else ():
             match block:
                 case {"type": "thinking", "thinking": str(text), "signature": str(signature), **rest} if (
                     signature and not rest
                 ):
-                    yield ({"reasoningContent": {"reasoningText": {"text": text, "signature": signature}}},)
+                    yield {"reasoningContent": {"reasoningText": {"text": text, "signature": signature}}}
                 case {"type": "redacted_thinking", "data": str(data), **rest} if data and not rest:
-                    yield ({"reasoningContent": {"redactedContent": data}},)
+                    yield {"reasoningContent": {"redactedContent": data}}
 
     def _call(self, call: ToolCall) -> Document:
         if not self._has_tools:
@@ -141,13 +124,29 @@ class MessageWriter:
         # A fragment keeps numbers as they were written.
         return {"toolUse": {"toolUseId": tool_id(call.id), "name": call.name, "input": orjson.Fragment(call.json)}}
 
-    def _result(self, message: Message) -> list[_Unit]:
-        units = self._writer.blocks(message.parts)
+    def _result(self, message: Message) -> list[Document]:
+        blocks = self._writer.blocks(message.parts)
         if not self._has_tools:
-            return [({"text": "(Result of the call:)"},), *units]
-        content = [unit[0] for unit in units] or [{"text": _NO_OUTPUT}]
-        points = tuple(point for unit in units for point in unit[1:])[-1:]
-        return [({"toolResult": {"toolUseId": tool_id(message.tool_call_id or ""), "content": content}}, *points)]
+            return [{"text": "(Result of the call:)"}, *blocks]
+        content = [block for block in blocks if "cachePoint" not in block] or [{"text": _NO_OUTPUT}]
+        points = [block for block in blocks if "cachePoint" in block][-1:]
+        return [{"toolResult": {"toolUseId": tool_id(message.tool_call_id or ""), "content": content}}, *points]
+
+
+def _arranged(blocks: Sequence[Document]) -> list[Document]:
+    """Results of tools before anything else a user says, each with the cache point behind it; no document alone."""
+    results: list[Document] = []
+    others: list[Document] = []
+    section = others
+    for block in blocks:
+        if "cachePoint" not in block:
+            section = results if "toolResult" in block else others
+        section.append(block)
+    arranged = [*results, *others]
+    members: set[str] = set().union(*arranged)
+    if "document" in members and "text" not in members:
+        arranged.append({"text": FILLER})
+    return arranged
 
 
 def tool_id(client_id: str) -> str:

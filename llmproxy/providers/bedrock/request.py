@@ -15,20 +15,18 @@ from llmproxy.providers.anthropic.thinking import Limits
 from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION
 from llmproxy.providers.bedrock.blocks import BlockWriter, limit_cache_points
 from llmproxy.providers.bedrock.depth import Depth, depth
-from llmproxy.providers.bedrock.messages import MessageWriter
+from llmproxy.providers.bedrock.messages import Conversation, MessageWriter
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.bedrock.tools import ToolPlan, tool_plan
 from llmproxy.providers.vendor import Omissions
 
+_SAMPLING: Final = {"temperature": "temperature", "top_p": "topP"}
 _SERVICE_TIERS: Final = ("default", "flex", "priority")
 _MAX_METADATA: Final = 16
 # What requestMetadata may hold, as keys and as values.
 _METADATA_TEXT: Final = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{0,256}")
 # Converse's own members, for clients that know what they talk to.
-_CONVERSES_OWN: Final = (
-    *("guardrailConfig", "performanceConfig", "promptVariables"),
-    *("additionalModelRequestFields", "additionalModelResponseFieldPaths"),
-)
+_CONVERSES_OWN: Final = ("guardrailConfig", "performanceConfig", "promptVariables")
 # What is sent in some form, or means nothing here. Whatever else a request holds is left out, and named.
 _TRANSLATED: Final = frozenset(
     {
@@ -37,6 +35,7 @@ _TRANSLATED: Final = frozenset(
         *("response_format", "reasoning_effort", "thinking", "service_tier", "metadata", "modalities"),
         "web_search_options",
         *_CONVERSES_OWN,
+        *("additionalModelRequestFields", "additionalModelResponseFieldPaths"),
     }
 )
 
@@ -59,8 +58,7 @@ def converse_body(
     conversation = MessageWriter(rules, writer, omissions, has_tools=bool(tools.config)).translate(chat.messages)
     if chat.response_format is not None and chat.response_format.kind == "json_object":
         conversation.system.append({"text": JSON_INSTRUCTION})
-    sections = [tools.config.get("tools", []), conversation.system, *(turn["content"] for turn in conversation.turns)]
-    if limit_cache_points(sections):
+    if writer.has_cache_points and _limit_cache_points(tools, conversation):
         omissions.hint("cache_control")
     body: Document = {
         "messages": conversation.turns,
@@ -72,12 +70,15 @@ def converse_body(
         "serviceTier": _service_tier(document, omissions),
         **{name: document.get(name) for name in _CONVERSES_OWN},
         "additionalModelRequestFields": _own_fields(document, rules, reach, tools, betas),
+        "additionalModelResponseFieldPaths": document.get("additionalModelResponseFieldPaths"),
     }
-    for name, value in document.items():
-        # False, null and an empty collection ask for nothing.
-        if value and name not in _TRANSLATED:
-            omissions.hint(name)
+    omissions.hint_all_but(document, _TRANSLATED)
     return orjson.dumps({name: value for name, value in body.items() if value})
+
+
+def _limit_cache_points(tools: ToolPlan, conversation: Conversation) -> bool:
+    turns = [turn["content"] for turn in conversation.turns]
+    return limit_cache_points([tools.config.get("tools", []), conversation.system, *turns])
 
 
 def _refuse(chat: ChatRequest, omissions: Omissions) -> None:
@@ -92,13 +93,11 @@ def _refuse(chat: ChatRequest, omissions: Omissions) -> None:
 
 
 def _inference(chat: ChatRequest, reach: Depth) -> Document:
-    config = {
-        "maxTokens": reach.max_tokens,
-        "temperature": reach.sampling.get("temperature"),
-        "topP": reach.sampling.get("top_p"),
-        "stopSequences": [sequence for sequence in chat.stop if sequence],
-    }
-    return {name: value for name, value in config.items() if value not in (None, [])}
+    config: Document = {} if reach.max_tokens is None else {"maxTokens": reach.max_tokens}
+    config |= {_SAMPLING[name]: value for name, value in reach.sampling.items() if name in _SAMPLING}
+    if stop := [sequence for sequence in chat.stop if sequence]:
+        config["stopSequences"] = stop
+    return config
 
 
 def _own_fields(document: Document, rules: ModelRules, reach: Depth, tools: ToolPlan, betas: Sequence[str]) -> Document:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.dialects.chat_request import (
     ChatRequest,
@@ -30,8 +29,7 @@ _AUTO: Final[Document] = {"auto": {}}
 _ANY: Final[Document] = {"any": {}}
 
 
-@dataclass(frozen=True, slots=True)
-class ToolPlan:
+class ToolPlan(NamedTuple):
     """What has to do with tools and the form of the answer.
 
     Attributes:
@@ -40,8 +38,8 @@ class ToolPlan:
         schema: What the text of the answer is held to; None when it is not.
     """
 
-    config: Document = field(default_factory=dict)
-    own_fields: Document = field(default_factory=dict)
+    config: Document
+    own_fields: Document
     schema: Document | None = None
 
     @property
@@ -52,8 +50,10 @@ class ToolPlan:
 
 def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
-    tools = read_tools(document)
-    answer_tool = _answer_tool(tools, read_tool_choice(document), read_response_format(document), rules)
+    tools, wanted = read_tools(document), read_response_format(document)
+    if not tools and wanted is None:
+        return AnswerPlan()
+    answer_tool = _answer_tool(tools, read_tool_choice(document), wanted, rules)
     return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
 
 
@@ -70,7 +70,7 @@ def tool_plan(chat: ChatRequest, rules: ModelRules, writer: BlockWriter, omissio
         tools.append(Tool(answer_tool, _ANSWER_DESCRIPTION, chat.response_format.schema))
     schema = _output_schema(chat.response_format, rules) if answer_tool is None else None
     if not tools:
-        return ToolPlan(schema=schema)
+        return ToolPlan({}, {}, schema)
     config: Document = {"tools": [block for tool in tools for block in _blocks(tool, rules, writer, omissions)]}
     if choice != _AUTO:
         config["toolChoice"] = choice
@@ -101,7 +101,9 @@ def _output_schema(wanted: ResponseFormat | None, rules: ModelRules) -> Document
 
 
 def _offered(chat: ChatRequest, rules: ModelRules) -> list[Tool]:
-    choice = chat.tool_choice or ToolChoice("auto")
+    choice = chat.tool_choice
+    if choice is None:
+        return [*chat.tools]
     if choice.mode == "none":
         # There is no such choice: what must not be called must not be offered.
         return []

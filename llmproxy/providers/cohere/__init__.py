@@ -8,13 +8,12 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from llmproxy.config import ProviderConfig
-from llmproxy.dialects.chat_answer import AnswerIdentity
+from llmproxy.dialects.chat_answer import AnswerIdentity, new_identity
 from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
 from llmproxy.dialects.openai_errors import error_of, stated_error
 from llmproxy.errors import Failure, UpstreamError, UpstreamRefused
 from llmproxy.exchange import Document, Operation, Request, Target
-from llmproxy.ids import new_id
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.cohere.answer import translated_answer, translated_embeddings
 from llmproxy.providers.cohere.models import load_models
@@ -99,5 +98,4 @@ class Cohere(OpenAI):
         )
 
     def _identity(self, request: Request) -> AnswerIdentity:
-        now = self.services.clock.now()
-        return AnswerIdentity(f"chatcmpl-{new_id(now)}", request.model, int(now.timestamp()))
+        return new_identity(request.model, self._now())

@@ -36,15 +36,14 @@ def translated_answer(document: Document, identity: AnswerIdentity, custom_tools
     if not isinstance(message, dict):
         raise UpstreamBroken("The provider's answer holds no message.")
     answer = ChatAnswer(identity)
-    content = objects(message.get("content"))
+    plan, content = text_of(message, "tool_plan"), objects(message.get("content"))
     # What the model means to do before it calls tools is what it says to the user then.
-    answer.text.extend((text_of(message, "tool_plan"), *(text_of(chunk, "text") for chunk in content)))
-    answer.reasoning.extend(thought for chunk in content if (thought := text_of(chunk, "thinking")))
-    answer.tool_calls.extend(_calls(message, custom_tools))
-    starts = text_starts(content, len(text_of(message, "tool_plan")))
-    answer.annotations.extend(
-        annotation for citation in objects(message.get("citations")) for annotation in cited(citation, starts)
-    )
+    answer.text = [plan, *[text_of(chunk, "text") for chunk in content]]
+    answer.reasoning = [thought for chunk in content if (thought := text_of(chunk, "thinking"))]
+    answer.tool_calls = list(_calls(message, custom_tools))
+    if citations := objects(message.get("citations")):
+        starts = text_starts(content, len(plan))
+        answer.annotations = [annotation for citation in citations for annotation in cited(citation, starts)]
     native = document.get("finish_reason")
     if native in _FAILURES and not (any(answer.text) or answer.tool_calls):
         raise failed(native)
@@ -171,6 +170,8 @@ def _is_vector(vector: object) -> bool:
 
 def objects(value: Any) -> Sequence[Document]:  # see above
     """The objects of a list; an object alone counts as a list of one."""
+    if value is None:
+        return ()
     listed = value if isinstance(value, list) else [value]
     return [item for item in listed if isinstance(item, dict)]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Final
 
 import orjson
@@ -30,6 +31,15 @@ _READ: Final = frozenset(
 )
 _MEANINGS: Final = ("audio", "web_search_options", "top_logprobs")
 _MAX_STOPS: Final = 5
+# Cohere's name for a number, and the least and the most it can be.
+_NUMBERS: Final[Mapping[str, tuple[str, float, float]]] = {
+    "temperature": ("temperature", 0.0, 2.0),
+    "seed": ("seed", -inf, inf),
+    "top_p": ("p", 0.01, 0.99),
+    "top_k": ("k", 0, 500),
+    "frequency_penalty": ("frequency_penalty", 0.0, 1.0),
+    "presence_penalty": ("presence_penalty", 0.0, 1.0),
+}
 
 
 def chat_body(document: Document, models: Models, omissions: Omissions) -> bytes:
@@ -55,9 +65,10 @@ def chat_body(document: Document, models: Models, omissions: Omissions) -> bytes
 
 
 def _omit(document: Document, omissions: Omissions) -> None:
-    for name, value in document.items():
-        if value is not None and name not in _READ:
-            omissions.hint(name)
+    if not document.keys() <= _READ:
+        for name, value in document.items():
+            if value is not None and name not in _READ:
+                omissions.hint(name)
     for name in _MEANINGS:
         # No log probabilities beside the chosen token's are none at all.
         if document.get(name) not in (None, 0):
@@ -84,17 +95,9 @@ def _scalars(chat: ChatRequest, omissions: Omissions) -> Iterator[tuple[str, obj
 
 
 def _numbers(chat: ChatRequest) -> Iterator[tuple[str, object]]:
-    for name, new_name, least, most in (
-        ("temperature", "temperature", 0.0, 2.0),
-        ("seed", "seed", float("-inf"), float("inf")),
-        ("top_p", "p", 0.01, 0.99),
-        ("top_k", "k", 0, 500),
-        ("frequency_penalty", "frequency_penalty", 0.0, 1.0),
-        ("presence_penalty", "presence_penalty", 0.0, 1.0),
-    ):
-        value = chat.number(name)
-        if value is not None:
-            yield new_name, min(max(value, least), most)
+    for name, value in chat.numbers(_NUMBERS).items():
+        new_name, least, most = _NUMBERS[name]
+        yield new_name, min(max(value, least), most)
 
 
 def _thinking(
@@ -151,7 +154,7 @@ def _message(message: Message, rules: ModelRules, documents: list[Document], omi
     """The message; None for one that says nothing. Text files go to `documents`, where Cohere cites from."""
     if message.name is not None:
         omissions.hint("messages.name")
-    if any(part.cache_control for part in message.parts):
+    if [part for part in message.parts if part.cache_control]:
         omissions.hint("messages.cache_control")
     content = _content(message, documents, omissions)
     if message.role == "assistant":
@@ -185,7 +188,8 @@ def _assistant(
 
 
 def _content(message: Message, documents: list[Document], omissions: Omissions) -> str | list[Document]:
-    if all(part.text is not None for part in message.parts) and len(message.parts) <= 1:
+    parts = message.parts
+    if not parts or (len(parts) == 1 and parts[0].text is not None):
         return message.text
     chunks = (_chunk(part, message.role, documents, omissions) for part in message.parts)
     return [chunk for chunk in chunks if chunk is not None]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import ClassVar, Final
 from urllib.parse import quote
 
 from llmproxy.config import ProviderConfig
-from llmproxy.dialects.chat_answer import AnswerIdentity
+from llmproxy.dialects.chat_answer import AnswerIdentity, new_identity
 from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import split_batch
 from llmproxy.dialects.media import image_addresses
@@ -53,8 +52,9 @@ class Gemini(Provider):
     def __init__(self, name: str, config: GeminiConfig, services: Services) -> None:
         super().__init__(name, config, services)
         self._drop_params = config.drop_params
-        # Clients choose what is quoted, so what is remembered has a limit.
-        self._quoted = lru_cache(maxsize=_REMEMBERED_MODELS)(partial(quote, safe=""))
+        self._base = (config.base_url or FILE_API).rstrip("/")
+        # Clients choose what is looked up, so what is remembered has a limit.
+        self._path = lru_cache(maxsize=_REMEMBERED_MODELS)(self._model_path)
         self._fetch_images = config.fetch_images
         self._models = load_models()
         fixed = (*_ALWAYS, *self._fixed_headers(), *config.headers.items())
@@ -117,9 +117,11 @@ class Gemini(Provider):
         return ":batchEmbedContents", batch_body(_resource(target.model), asked)
 
     def _url(self, model: str) -> str:
-        base = (self.config.base_url or FILE_API).rstrip("/")
+        return self._base + self._path(model)
+
+    def _model_path(self, model: str) -> str:
         collection, _, name = _resource(model).partition("/")
-        return f"{base}/{collection}/{self._quoted(name)}"
+        return f"/{collection}/{quote(name, safe='')}"
 
     def _fixed_headers(self) -> Sequence[tuple[str, str]]:
         key = self.config.api_key
@@ -132,7 +134,7 @@ class Gemini(Provider):
         return ()
 
     def _identity(self, request: Request) -> AnswerIdentity:
-        return AnswerIdentity(f"chatcmpl-{secrets.token_hex(12)}", request.model, self._now())
+        return new_identity(request.model, self._now())
 
     def _now(self) -> int:
         return int(self.services.clock.now().timestamp())

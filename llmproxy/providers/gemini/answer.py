@@ -6,7 +6,7 @@ The values are whatever the provider sent, so every member is looked at before i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -67,8 +67,9 @@ def translate_answer(
     if not answers:
         raise UpstreamBroken("The provider's answer holds no candidates.")
     metadata = document.get("usageMetadata")
-    searches = [searches_of(candidate, identity.model) for candidate in objects(document.get("candidates"))]
-    answers[0].usage = usage_of(metadata, sum(searches)) if isinstance(metadata, dict) else None
+    if isinstance(metadata, dict):
+        searches = [searches_of(candidate, identity.model) for candidate in objects(document.get("candidates"))]
+        answers[0].usage = usage_of(metadata, sum(searches))
     return encode_choices(answers)
 
 
@@ -88,13 +89,18 @@ def _answer(candidate: Document, identity: AnswerIdentity, issuer: Issuer, custo
         raise failed(native)
     answer.finish_reason = finish_reason(native, has_calls=bool(answer.tool_calls))
     answer.native_finish_reason = native
-    answer.annotations = citations_of(candidate, [_shown(part) for part in parts])
-    answer.logprobs = logprobs_of(candidate)
+    if "groundingMetadata" in candidate or "citationMetadata" in candidate:
+        answer.annotations = citations_of(candidate, [_shown(part) for part in parts])
+    if "logprobsResult" in candidate:
+        answer.logprobs = logprobs_of(candidate)
     return answer
 
 
 def _add_part(answer: ChatAnswer, part: Document, issuer: Issuer, customs: frozenset[str]) -> None:
-    if (call := call_of(part, issuer, customs, {call.id for call in answer.tool_calls})) is not None:
+    call = None
+    if "functionCall" in part:
+        call = call_of(part, issuer, customs, {call.id for call in answer.tool_calls})
+    if call is not None:
         answer.tool_calls.append(call)
     elif (image := image_of(part)) is not None:
         answer.images.append(image)
@@ -226,16 +232,17 @@ def usage_of(metadata: Document, searches: int = 0) -> Usage:
     """Usage in classes that add up. Google counts cached tokens inside the prompt, and thoughts beside the answer."""
     prompt = _count(metadata, "promptTokenCount") + _count(metadata, "toolUsePromptTokenCount")
     cached = min(_count(metadata, "cachedContentTokenCount"), prompt)
-    audio_cached = min(_of("AUDIO", metadata, "cacheTokensDetails"), cached)
-    audio_in = min(max(_of("AUDIO", metadata, "promptTokensDetails") - audio_cached, 0), prompt - cached)
-    image_cached = _of("IMAGE", metadata, "cacheTokensDetails")
-    image_in = min(max(_of("IMAGE", metadata, "promptTokensDetails") - image_cached, 0), prompt - cached - audio_in)
+    sent, kept = _media(metadata, "promptTokensDetails"), _media(metadata, "cacheTokensDetails")
+    audio_cached = min(kept.audio, cached)
+    audio_in = min(max(sent.audio - audio_cached, 0), prompt - cached)
+    image_in = min(max(sent.image - kept.image, 0), prompt - cached - audio_in)
     thoughts, answered = _count(metadata, "thoughtsTokenCount"), _count(metadata, "candidatesTokenCount")
     # Some models count their thoughts inside the answer; the total tells.
     if thoughts and _count(metadata, "totalTokenCount") == prompt + answered:
         answered = max(answered - thoughts, 0)
-    audio_out = min(_of("AUDIO", metadata, "candidatesTokensDetails"), answered)
-    image_out = min(_of("IMAGE", metadata, "candidatesTokensDetails"), answered - audio_out)
+    made = _media(metadata, "candidatesTokensDetails")
+    audio_out = min(made.audio, answered)
+    image_out = min(made.image, answered - audio_out)
     return Usage(
         uncached_input_tokens=prompt - cached - audio_in - image_in,
         cache_read_input_tokens=cached - audio_cached,
@@ -259,13 +266,25 @@ def searches_of(candidate: Document, model: str) -> int:
     return min(count, 1) if "gemini-2" in model else count
 
 
-def _of(modality: str, metadata: Document, name: str) -> int:
-    entries = objects(metadata.get(name))
-    return sum([_count(entry, "tokenCount") for entry in entries if entry.get("modality") == modality])
+class _MediaTokens(NamedTuple):
+    """What of a number of tokens was not text."""
+
+    audio: int = 0
+    image: int = 0
+
+
+def _media(metadata: Document, name: str) -> _MediaTokens:
+    audio = image = 0
+    for entry in objects(metadata.get(name)) if name in metadata else ():
+        modality = entry.get("modality")
+        if modality == "AUDIO":
+            audio += _count(entry, "tokenCount")
+        elif modality == "IMAGE":
+            image += _count(entry, "tokenCount")
+    return _MediaTokens(audio, image)
 
 
 def _count(holder: Document, name: str) -> int:
     value = holder.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        return 0
-    return value if 0 <= value <= _MAX_TOKENS else 0
+    # A bool is no int here.
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0

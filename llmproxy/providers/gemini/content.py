@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import orjson
 
@@ -44,8 +43,7 @@ _GOOGLE_TYPES: Final[Mapping[str, str]] = {"audio/mpeg": "audio/mp3"}
 _RESOLUTIONS: Final[Mapping[str, str]] = {"low": "MEDIA_RESOLUTION_LOW", "high": "MEDIA_RESOLUTION_HIGH"}
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """The system instruction, which may be empty, and the turns.
 
     Arguments of calls in them are JSON text already, which only orjson can write.
@@ -83,8 +81,9 @@ class Contents:
             if message.role == "tool":
                 results.append(message)
                 continue
-            self._add_results(results)
-            results = []
+            if results:
+                self._add_results(results)
+                results = []
             self._add_message(message)
         self._add_results(results)
         return Conversation(system, self._checked(messages))
@@ -102,24 +101,25 @@ class Contents:
             )
         return self._turns
 
-    def _add(self, role: Literal["user", "model"], parts: Sequence[Document]) -> None:
+    def _add(self, role: Literal["user", "model"], parts: list[Document]) -> None:
         if not parts:
             return
         if self._turns and self._turns[-1]["role"] == role:
-            self._turns[-1]["parts"].extend(parts)
+            self._turns[-1]["parts"] += parts
         else:
-            self._turns.append({"role": role, "parts": list(parts)})
+            self._turns.append({"role": role, "parts": parts})
 
     def _add_message(self, message: Message) -> None:
         if message.role != "assistant":
-            return self._add("user", list(self._parts(message)))
-        said = list(self._parts(message))
+            return self._add("user", self._parts(message))
+        said = self._parts(message)
         signature = self._signature(message.extra_content)
         if signature and not message.tool_calls:
             texts = [part for part in said if "text" in part] or [{"text": ""}]
             texts[-1]["thoughtSignature"] = signature
             said = said or texts
-        return self._add("model", [*said, *self._function_calls(message.tool_calls)])
+        said += self._function_calls(message.tool_calls)
+        return self._add("model", said)
 
     def _function_calls(self, calls: Sequence[ToolCall]) -> Iterator[Document]:
         for position, call in enumerate(calls):
@@ -135,6 +135,8 @@ class Contents:
 
     def _signature(self, extra_content: Document) -> str | None:
         """The signature a client has kept, when it is one that this endpoint will take."""
+        if not extra_content:
+            return None
         match extra_content.get("google"):
             case {"thought_signature": str(signature), **rest} if rest.get("issuer", self._issuer) == self._issuer:
                 return signature
@@ -160,12 +162,14 @@ class Contents:
             f"'{result.tool_call_id}' is the id of no call in the messages before it.", param="messages.tool_call_id"
         )
 
-    def _parts(self, message: Message) -> Iterator[Document]:
+    def _parts(self, message: Message) -> list[Document]:
+        parts = []
         for part in message.parts:
             if part.media is not None:
-                yield self._media(part, part.media)
+                parts.append(self._media(part, part.media))
             elif part.text:
-                yield {"text": part.text}
+                parts.append({"text": part.text})
+        return parts
 
     def _media(self, part: Part, media: Media) -> Document:
         if media.data is not None:

@@ -16,6 +16,7 @@ from llmproxy.providers.vendor import Omissions
 _MAX_CHOICES: Final = 8
 _SAMPLING: Final = {"temperature": "temperature", "top_p": "topP", "top_k": "topK"}
 _PENALTIES: Final = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"}
+_NUMBERS: Final = {**_SAMPLING, **_PENALTIES}
 _SERVICE_TIERS: Final = {"default": "standard", "flex": "flex", "priority": "priority"}
 # Whatever else a request holds is left out, and named.
 _TRANSLATED: Final = frozenset(
@@ -23,8 +24,7 @@ _TRANSLATED: Final = frozenset(
         *("model", "messages", "stream", "stream_options", "n", "stop", "seed", "max_tokens", "max_completion_tokens"),
         *("tools", "tool_choice", "functions", "function_call", "response_format", "web_search_options", "modalities"),
         *("parallel_tool_calls", "logprobs", "top_logprobs", "reasoning_effort", "service_tier", "extra_body"),
-        *_SAMPLING,
-        *_PENALTIES,
+        *_NUMBERS,
     }
 )
 
@@ -46,10 +46,7 @@ def generate_body(document: Document, models: Models, issuer: Issuer, omissions:
         body["generationConfig"] = config
     body |= _top_level(document, omissions, extra)
     _drop_cache_marks(chat, omissions)
-    for name, value in document.items():
-        # False, null and an empty collection ask for nothing.
-        if name not in _TRANSLATED and value:
-            omissions.hint(name)
+    omissions.hint_all_but(document, _TRANSLATED)
     return _encoded(body)
 
 
@@ -111,8 +108,9 @@ def _declaration(tool: Tool) -> Document:
 
 def _takes_nothing(schema: Document) -> bool:
     """Whether a schema allows no member at all: an object without properties, which Google refuses to read."""
-    unusual = schema.keys() - {"type", "properties", "required", "additionalProperties", "$schema", "title"}
-    return not schema.get("properties") and not schema.get("additionalProperties") and not unusual
+    if schema.get("properties") or schema.get("additionalProperties"):
+        return False
+    return schema.keys() <= {"type", "properties", "required", "additionalProperties", "$schema", "title"}
 
 
 def _calling(choice: ToolChoice) -> Document:
@@ -137,8 +135,7 @@ def _generation_config(
 ) -> Document:
     config = {
         "maxOutputTokens": chat.max_tokens,
-        **{theirs: _kept(chat, name, omissions, is_known=rules.sampling) for name, theirs in _SAMPLING.items()},
-        **{theirs: _kept(chat, name, omissions, is_known=rules.penalties) for name, theirs in _PENALTIES.items()},
+        **_sampling(chat, rules, omissions),
         "stopSequences": list(chat.stop) or None,
         "candidateCount": _choices(chat),
         "seed": chat.number("seed"),
@@ -150,14 +147,15 @@ def _generation_config(
     return {name: value for name, value in config.items() if value is not None}
 
 
-def _kept(chat: ChatRequest, name: str, omissions: Omissions, *, is_known: bool) -> float | None:
-    value = chat.number(name)
-    if value is None or is_known:
-        return value
-    # No penalty is what a model without penalties gives.
-    if value or name in _SAMPLING:
-        omissions.hint(name)
-    return None
+def _sampling(chat: ChatRequest, rules: Rules, omissions: Omissions) -> Document:
+    kept: Document = {}
+    for name, value in chat.numbers(_NUMBERS).items():
+        if rules.sampling if name in _SAMPLING else rules.penalties:
+            kept[_NUMBERS[name]] = value
+        elif value or name in _SAMPLING:
+            # No penalty is what a model without penalties gives.
+            omissions.hint(name)
+    return kept
 
 
 def _choices(chat: ChatRequest) -> int | None:
@@ -184,7 +182,9 @@ def _format(chat: ChatRequest) -> Document:
 
 
 def _modalities(document: Document, omissions: Omissions) -> list[str] | None:
-    wanted = document.get("modalities") or ["text"]
+    wanted = document.get("modalities")
+    if not wanted:
+        return None
     if not isinstance(wanted, list) or not all(isinstance(name, str) for name in wanted):
         raise BadRequest("'modalities' must be a list of words.", param="modalities")
     if set(wanted) - {"text", "image"}:
@@ -207,8 +207,10 @@ def _thinking(document: Document, rules: Rules, models: Models, omissions: Omiss
 
 
 def _top_level(document: Document, omissions: Omissions, extra: Document) -> dict[str, Any]:  # values are the client's
-    body = {"safetySettings": extra.get("safety_settings"), "cachedContent": extra.get("cached_content")}
     tier = document.get("service_tier")
+    if not extra and tier is None:
+        return {}
+    body = {"safetySettings": extra.get("safety_settings"), "cachedContent": extra.get("cached_content")}
     if tier not in (None, "auto"):
         body["serviceTier"] = _SERVICE_TIERS.get(str(tier))
         if body["serviceTier"] is None:

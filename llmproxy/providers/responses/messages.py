@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from llmproxy.dialects.chat_request import with_tool_calls
+from llmproxy.dialects.legacy_functions import with_tool_calls
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.omissions import Omissions

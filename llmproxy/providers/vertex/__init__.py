@@ -149,9 +149,12 @@ class Vertex(Gemini):
         return ":predict", predict_body(asked)
 
     def _url(self, model: str) -> str:
+        return self._parent() + self._path(model)
+
+    def _model_path(self, model: str) -> str:
         named, _, name = model.rpartition("/")
         publisher = named or (PUBLISHER if is_claude(model) else "google")
-        return f"{self._parent()}/publishers/{quote(publisher, safe='')}/models/{quote(name, safe='@')}"
+        return f"/publishers/{quote(publisher, safe='')}/models/{quote(name, safe='@')}"
 
     def _parent(self) -> str:
         project = self._project or self._tokens.project

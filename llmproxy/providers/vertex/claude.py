@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.exchange import Request, Target
 from llmproxy.providers import StreamDecoder
@@ -23,8 +22,7 @@ def is_claude(model: str) -> bool:
     return model.rpartition("/")[2].startswith("claude")
 
 
-@dataclass(frozen=True, slots=True)
-class ClaudeCall:
+class ClaudeCall(NamedTuple):
     """The method to call, with what, and which of the client's parameters that leaves out."""
 
     method: str

@@ -1,0 +1,78 @@
+"""nginx as a plain proxy: what the kernel and a program written in C need to pass the same bytes on."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from benchmarks.processes import stop
+
+# Debian keeps it where only administrators look.
+PROGRAM: Final = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+MISSING: Final = "nginx is not there and is left out; `tools/system_parts nginx:nginx-light` installs it on Debian."
+_START_SECONDS: Final = 10
+_CONFIG: Final = """\
+daemon off;
+master_process off;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/bodies;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    upstream bench {{ server 127.0.0.1:{upstream_port}; keepalive 1024; keepalive_requests 1000000000; }}
+    server {{
+        listen 127.0.0.1:{port};
+        keepalive_requests 1000000000;
+        location / {{
+            proxy_pass http://bench;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def nginx(upstream_port: int) -> Iterator[tuple[psutil.Process, int]]:
+    """One process of it with everything off: the process, and its port. Raises RuntimeError when it does not start."""
+    with tempfile.TemporaryDirectory(prefix="llmproxy-benchmarks-") as place:
+        port, config = _free_port(), Path(place) / "nginx.conf"
+        config.write_text(_CONFIG.format(directory=place, upstream_port=upstream_port, port=port))
+        command = [str(PROGRAM), "-p", place, "-c", str(config), "-e", f"{place}/error.log"]
+        with subprocess.Popen(command, text=True) as process:
+            try:
+                _wait_for(port)
+                yield psutil.Process(process.pid), port
+            finally:
+                stop(process)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    raise RuntimeError("nginx does not accept connections.")
