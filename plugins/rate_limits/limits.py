@@ -1,0 +1,170 @@
+"""Which limits a request is held to: limits by their scopes, subjects by their names, allowances by their windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import product
+from typing import Final, Literal, NamedTuple
+from urllib.parse import urlencode
+
+from llmproxy.api import Allowance, Exchange, Target
+from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Scope, Unit
+from llmproxy_plugins.rate_limits.settings import Window as WindowName
+from llmproxy_plugins.rate_limits.windows import Window, window_of
+
+PREFIX: Final = "rate_limits:"
+SLOTS: Final[tuple[Unit, ...]] = ("concurrent", "concurrent_streams")
+TOKENS: Final[tuple[Unit, ...]] = ("tokens", "input_tokens", "output_tokens")
+_THINGS: Final[Mapping[Unit, str]] = {
+    "requests": "requests",
+    "tokens": "tokens",
+    "input_tokens": "input tokens",
+    "output_tokens": "output tokens",
+    "concurrent": "requests",
+    "concurrent_streams": "streams",
+}
+_REMEMBERED_SUBJECTS: Final = 10_000
+
+# One scope's name for what a request belongs to, and what else a pattern may call it by.
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One limit of one unit for one subject.
+
+    Attributes:
+        most: What the configuration says; what clients are told.
+        cap: What may be used in the window, less than `most` where a window is a part of the limit's own.
+        window: None for what is counted at the same time.
+    """
+
+    name: str
+    unit: Unit
+    subject: str
+    limit: Limit
+    most: int
+    cap: int
+    window: Window | None
+
+    def __str__(self) -> str:
+        pace = f" per {self.limit.window}" if self.window else " at the same time"
+        return f"The limit of {self.most} {_THINGS[self.unit]}{pace} of {self.subject}"
+
+
+class Kind(NamedTuple):
+    """What limits have in common that count the same thing: of those the first that fits a subject holds."""
+
+    scope: tuple[Scope, ...]
+    unit: Unit
+    window: WindowName | Literal[""]
+    algorithm: Algorithm | Literal[""]
+
+
+class Group:
+    """The limits of one kind."""
+
+    def __init__(self, kind: Kind, limits: Sequence[Limit]) -> None:
+        self.kind: Final = kind
+        self._limits = tuple(limits)
+        self._readers = tuple(_READERS[scope] for scope in kind.scope)
+        self._rule = lru_cache(maxsize=_REMEMBERED_SUBJECTS)(self._make_rule)
+
+    def rules(self, exchange: Exchange, target: Target | None) -> Iterator[Rule]:
+        """Those that a request is held to: one, none, or with tags several."""
+        workspace = exchange.principal.workspace
+        for names in product(*(read(exchange, target) for read in self._readers)):
+            if (rule := self._rule(workspace, names)) is not None:
+                yield rule
+
+    def _make_rule(self, workspace: str, names: tuple[Name, ...]) -> Rule | None:
+        limit = next((limit for limit in self._limits if _fits(limit, names)), None)
+        if limit is None:
+            return None
+        kind, subject = self.kind, {scope: name for scope, (name, _) in zip(self.kind.scope, names, strict=True)}
+        if "user" in subject and "workspace" not in subject:
+            # Nobody's user is another tenant's.
+            subject = {"workspace": workspace, **subject}
+        pace = "" if kind.unit in SLOTS else f":{kind.algorithm}:{kind.window}"
+        name = f"{PREFIX}{kind.unit}{pace}:{urlencode(list(subject.items()))}"
+        most = limit.caps[kind.unit]
+        cap, window = (most, None) if kind.unit in SLOTS else window_of(limit, most)
+        return Rule(name, kind.unit, _spoken(subject), limit, most, cap, window)
+
+
+class Limits:
+    """All limits of a configuration, told apart by when they are held: once for a request, or for each attempt."""
+
+    def __init__(self, limits: Sequence[Limit]) -> None:
+        kinds: dict[Kind, list[Limit]] = {}
+        for limit in limits:
+            for unit in limit.caps:
+                kinds.setdefault(_kind(limit, unit), []).append(limit)
+        groups = [Group(kind, found) for kind, found in kinds.items()]
+        self._of_requests = [group for group in groups if not _is_of_attempts(group.kind)]
+        self._of_attempts = [group for group in groups if _is_of_attempts(group.kind)]
+        self._allowances: dict[str, Allowance] = {}
+
+    def of_request(self, exchange: Exchange) -> list[Rule]:
+        """What a request is held to as it is let in."""
+        return [rule for group in self._of_requests for rule in group.rules(exchange, None) if _counts(rule, exchange)]
+
+    def of_attempt(self, exchange: Exchange, target: Target) -> list[Rule]:
+        """What an attempt at a target is held to."""
+        return [
+            rule for group in self._of_attempts for rule in group.rules(exchange, target) if _counts(rule, exchange)
+        ]
+
+    def allowance(self, rule: Rule, window: Window, now: datetime) -> Allowance:
+        """What a rule allows at a time; the same object as long as it is the same window."""
+        known = self._allowances.get(rule.name)
+        if known is None or not window.is_in(known.bucket, now) or known.cap != rule.cap:
+            if len(self._allowances) > _REMEMBERED_SUBJECTS:
+                self._allowances.clear()
+            known = self._allowances[rule.name] = Allowance(rule.name, Decimal(rule.cap), *window.at(now))
+        return known
+
+
+def _kind(limit: Limit, unit: Unit) -> Kind:
+    # What is counted at the same time knows no window.
+    return Kind(limit.scope, unit, *(("", "") if unit in SLOTS else (limit.window, limit.algorithm)))
+
+
+def _is_of_attempts(kind: Kind) -> bool:
+    """What belongs to a target, or is counted there: a cache's answers take no tokens."""
+    return kind.unit in TOKENS or "model" in kind.scope or "provider" in kind.scope
+
+
+def _counts(rule: Rule, exchange: Exchange) -> bool:
+    return rule.unit != "concurrent_streams" or exchange.request.is_stream
+
+
+def _fits(limit: Limit, names: tuple[Name, ...]) -> bool:
+    patterns = limit.match or ("*",) * len(names)
+    return all(any(fnmatchcase(each, pattern) for each in name) for pattern, name in zip(patterns, names, strict=True))
+
+
+def _spoken(subject: Mapping[Scope, str]) -> str:
+    named = [f"{scope} '{name}'" if name else f"requests without a {scope}" for scope, name in subject.items()]
+    return ", ".join(named) if "gateway" not in subject else "the gateway"
+
+
+def _one(name: str, alias: str | None = None) -> Sequence[Name]:
+    return ((name, name if alias is None else alias),)
+
+
+_READERS: Final[Mapping[Scope, Callable[[Exchange, Target | None], Sequence[Name]]]] = {
+    "gateway": lambda _exchange, _target: _one(""),
+    "workspace": lambda exchange, _: _one(exchange.principal.workspace),
+    "feature": lambda exchange, _: _one(exchange.attribution.feature or ""),
+    "user": lambda exchange, _: _one(exchange.attribution.user or ""),
+    "key": lambda exchange, _: _one(exchange.principal.key_id, exchange.principal.key_name),
+    "model": lambda _, target: _one(target.name if target else ""),
+    "provider": lambda _, target: _one(target.provider if target else ""),
+    "tag": lambda exchange, _: [(tag, tag) for tag in dict.fromkeys(exchange.attribution.tags)],
+}
