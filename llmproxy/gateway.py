@@ -215,7 +215,8 @@ def resolve_configuration(
     }
     catalogue = Catalogue(config.models, providers, known)
     for alias, model in catalogue.unresolved():
-        document.mistake(f"no configured provider serves '{model}'", "models", alias, near=catalogue.every_name())
+        others = [name for name in catalogue.every_name() if name != alias]
+        document.mistake(f"no configured provider serves '{model}'", "models", alias, near=others)
     document.raise_if_mistaken()
     listing = Listing(providers, prices, services.clock)
     return Configuration(config, plugins, providers, endpoints, prices, catalogue, listing)

@@ -62,7 +62,7 @@ class Partitions:
         try:
             await self.maintain()
         except StorageError as error:
-            self._log.warning("partitions_not_maintained", error=error.message)
+            self._log.warning("partitions_not_maintained", error=error.message, cause=repr(error.__cause__))
 
     async def maintain(self) -> None:
         """Make yesterday's to next week's partitions, drop those past their retention. Raises StorageError."""

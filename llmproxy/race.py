@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+from llmproxy.errors import UpstreamError
 from llmproxy.exchange import Answer, Attempt
 
 
@@ -35,12 +36,14 @@ class Race:
         return any(task.done() for task in self._running)
 
     async def result(self) -> Answer:
-        """The first answer. Raises the last error when every attempt has failed."""
+        """The first answer. Raises the last error when every attempt has failed, or what refuses an answer."""
         while True:
             done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 attempt = self._running.pop(task)
-                if task.exception() is None or not self._running:
+                # Whoever refuses what was answered refuses the request; one never sent leaves it to the other.
+                is_final = attempt.is_sent and not isinstance(task.exception(), UpstreamError)
+                if is_final or task.exception() is None or not self._running:
                     self.winner = attempt
                     return task.result()
 

@@ -64,8 +64,7 @@ class GatewayProcess:
     @property
     def workers(self) -> list[int]:
         """The process ids of the workers that live, oldest first."""
-        children = psutil.Process(self._process.pid).children()
-        return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+        return sorted(child.pid for child in psutil.Process(self._process.pid).children() if _is_alive(child))
 
     def kill_worker(self) -> None:
         """kill -9 of the worker that has lived longest."""
@@ -91,3 +90,11 @@ class GatewayProcess:
         if match := _ADDRESS.search(self._output.read_text()):
             self.port = int(match[1])
         return bool(self.port) or self._process.poll() is not None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        # It ended between being listed and being asked.
+        return False

@@ -15,6 +15,7 @@ from llmproxy.api import (
     Exchange,
     Hedge,
     Operation,
+    Refused,
     Request,
     Resume,
     Retry,
@@ -88,6 +89,17 @@ class Picky(Again):
         if answer.stream is None:
             return None
         return Answer(answer.status, answer.headers, stream=Marked(answer.stream))
+
+
+class Denying(Hedged):
+    """Refuses what was answered, as a guard does."""
+
+    name = "denying"
+
+    @hookimpl
+    async def on_answer(self, exchange: Exchange, attempt: Attempt, answer: Answer) -> Answer | None:
+        """No."""
+        raise Refused("This may not go out.")
 
 
 class Marked:
@@ -181,6 +193,17 @@ async def test_when_the_hedge_fails_the_first_may_still_answer(proxy: StartProxy
     assert (response.status, response.text) == (200, "late")
     assert response.headers["x-llmproxy-model"] == "upstream/test-model"
     assert {row["number"]: row["failure"] for row in rows.attempts} == {1: None, 2: "overloaded"}
+
+
+async def test_who_refuses_an_answer_refuses_the_request(proxy: StartProxy) -> None:
+    """A hedge is there for slow targets, not to get past a guard; nobody waits for it either."""
+    hanging = {"models": {"test": {"targets": ["upstream/test-model"], "fallbacks": ["demo/hang"]}}}
+    async with proxy(Denying, upstream=[reply("no", delay_seconds=0.2)], config=hanging) as client:
+        response = await client.chat("hello")
+        rows = await client.rows()
+    assert (response.status, response.document["error"]["code"]) == (403, "refused")
+    assert rows.requests[0]["duration_seconds"] < 3
+    assert [row["failure"] for row in rows.attempts if row["model"] == "hang"] == ["superseded"]
 
 
 async def test_an_answer_that_a_plugin_refuses_is_a_failed_attempt(proxy: StartProxy) -> None:

@@ -13,6 +13,7 @@ from llmproxy.testing import RecordedRequest, Reply, StartProxy, ToolCall, cut_a
 from llmproxy_plugins.caching import Caching
 from llmproxy_plugins.guard import Guard
 from llmproxy_plugins.guard.streams import GuardedStream
+from llmproxy_plugins.guard.texts import Path
 from tests.guard import BAD, asking, judge, questions
 
 SMALL = {"requests": None, "answers": {"stream_window_characters": 20}}
@@ -190,3 +191,19 @@ def test_all_that_is_let_out_was_judged_and_nothing_is_lost(texts: list[str], si
     asyncio.run(read_all())
     assert b"".join(out) == data
     assert "".join(seen) == "".join(texts)
+
+
+async def test_a_stream_that_goes_on_elsewhere_is_judged_as_one() -> None:
+    """What the client has of the first is what stands before the second."""
+    asked: list[tuple[str, str]] = []
+
+    async def ask(new: Sequence[str], before: Sequence[str]) -> None:
+        asked.append((before[0], new[0]))
+
+    heard: dict[Path, str] = {}
+    for said in ("forb", "idden"):
+        stream = GuardedStream(Pieces([events_of([said])]), ask, 4, heard)
+        await stream.begin()
+        while await stream.read():
+            pass
+    assert asked == [("", "forb"), ("forb", "idden")]

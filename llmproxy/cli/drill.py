@@ -63,7 +63,8 @@ def command(
     Serves your own configuration, for the time of the drill, with every vendor played by a script, and has whoever
     serves a model fail in each of the usual ways. No vendor is asked, no key of yours used and no row written.
 
-    Ends with status 1 when a model failed its clients that another provider could have served.
+    Ends with status 1 when a model failed its clients that another provider could have served, or when one that was
+    named could not be drilled.
     """
     # A gateway that is stopped in the middle of a transaction is nothing to be told of here.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
@@ -80,7 +81,9 @@ def command(
         )
         outcomes = asyncio.run(_drilled(stage, models or tuple(stage.config.models), chosen, traffic))
     _report(settings, outcomes)
-    sys.exit(1 if any(each.verdict == "failed" for each in outcomes) else 0)
+    # Who names a model wants to know of it: one that could not be drilled must not pass for one that survived.
+    bad = {"failed", "not drilled"} if models else {"failed"}
+    sys.exit(1 if any(each.verdict in bad for each in outcomes) else 0)
 
 
 async def _drilled(stage: Stage, models: Sequence[str], faults: Sequence[Fault], traffic: Traffic) -> Sequence[Drill]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -56,6 +57,9 @@ def _write(settings: Settings, since: datetime | None, until: datetime, form: st
         try:
             return with_database(settings, read_core(settings), write)
         except BaseException:
+            # While the file is still open, or the library complains of it when it goes; what is in it goes too.
+            with suppress(Exception):
+                rows.close()
             # Half a ledger looks like a whole one.
             file.unlink()
             raise

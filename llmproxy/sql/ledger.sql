@@ -87,13 +87,13 @@ LEFT JOIN requests AS request ON request.id = entry.request_id AND request.admit
     AND request.admitted_at < COALESCE($2::timestamptz, 'infinity')
 
 -- name: ledger_days
--- The days that have a partition, of those that reach into a span.
-SELECT day FROM (
-    SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day
-    FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid WHERE inhparent = 'ledger_entries'::regclass
-) AS partitions
-WHERE day >= COALESCE(($1::timestamptz AT TIME ZONE 'UTC')::date, '-infinity')
-    AND day <= COALESCE(($2::timestamptz AT TIME ZONE 'UTC')::date, 'infinity')
+-- The days that have a partition, of those that reach into a span. Names are compared, not dates made of them: the
+-- condition may be put to every relation there is.
+SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day
+FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+WHERE inhparent = 'ledger_entries'::regclass
+    AND right(relname, 8) >= COALESCE(to_char($1::timestamptz AT TIME ZONE 'UTC', 'YYYYMMDD'), '')
+    AND right(relname, 8) <= COALESCE(to_char($2::timestamptz AT TIME ZONE 'UTC', 'YYYYMMDD'), '99999999')
 ORDER BY day;
 
 -- name: ledger_snapshot

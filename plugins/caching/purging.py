@@ -163,7 +163,7 @@ class PurgeEndpoint:
         try:
             wanted = PurgeRequest.model_validate_json(request.body or b"{}")
         except ValidationError as error:
-            mistakes = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
+            mistakes = "; ".join(_told(each["loc"], each["msg"]) for each in error.errors())
             raise BadRequest(f"The purge cannot be made: {mistakes}.") from error
         await self._generations.purge(self._scope(wanted))
         named = wanted.model_dump(exclude_defaults=True)
@@ -178,3 +178,8 @@ class PurgeEndpoint:
             model=tag(wanted.model) if wanted.model is not None else "",
             digest=wanted.key or "",
         )
+
+
+def _told(place: tuple[str | int, ...], message: str) -> str:
+    """A mistake with the member it is in, without the library's own words."""
+    return f"{'.'.join(map(str, place))} {message.removeprefix('Value error, ')}".strip()

@@ -28,10 +28,12 @@ from llmproxy_plugins.guard.config import AnswersConfig, GuardConfig, RequestsCo
 from llmproxy_plugins.guard.court import Court, PendingVerdict
 from llmproxy_plugins.guard.judges import Inquiry, Judge, Moderation, Webhook
 from llmproxy_plugins.guard.streams import GuardedStream
-from llmproxy_plugins.guard.texts import texts_in, with_texts, without_tokens
+from llmproxy_plugins.guard.texts import Path, texts_in, with_texts, without_tokens
 
 __all__ = ["Guard", "GuardConfig"]
 
+# What the client has read so far, by place: a stream that goes on elsewhere is judged together with it.
+_HEARD: Final = StateKey[dict[Path, str]]("guard.heard")
 _PENDING: Final = StateKey[PendingVerdict]("guard.pending")
 # They answer in place of a provider, and a stream that is there at once cannot wait for a verdict.
 _CACHES: Final = frozenset({"caching", "semantic_cache"})
@@ -94,7 +96,11 @@ class Guard:
             return None
         if answer.stream is None:
             return await self._whole(exchange, answer, config)
-        stream = GuardedStream(answer.stream, partial(self._window, exchange, config), config.stream_window_characters)
+        heard = exchange.state.get(_HEARD)
+        if heard is None:
+            heard = exchange.state[_HEARD] = {}
+        ask = partial(self._window, exchange, config)
+        stream = GuardedStream(answer.stream, ask, config.stream_window_characters, heard)
         await stream.begin()
         return replace(answer, stream=stream)
 

@@ -57,14 +57,18 @@ class GuardedStream:
     Args:
         ask: Judges a window; what it raises ends the stream.
         window_characters: How much is judged at a time, at least.
+        heard: What the client has of streams that this one goes on for, by place; what it reads of this one is added.
     """
 
-    def __init__(self, stream: AnswerStream, ask: Ask, window_characters: int) -> None:
+    def __init__(
+        self, stream: AnswerStream, ask: Ask, window_characters: int, heard: dict[Path, str] | None = None
+    ) -> None:
         self._stream = stream
         self._ask = ask
         self._window_characters = window_characters
         self._decoder = SSEDecoder(_MAX_EVENT_BYTES)
-        self._before: dict[Path, str] = {}
+        self._heard = {} if heard is None else heard
+        self._before = dict(self._heard)
         self._ready = b""
         self._has_ended = False
 
@@ -74,10 +78,10 @@ class GuardedStream:
 
     async def read(self) -> bytes:
         """The next window; b"" at the end. Raises an UpstreamError when it was cut, or what `ask` raises."""
-        if self._ready:
-            ready, self._ready = self._ready, b""
-            return ready
-        return await self._next()
+        ready, self._ready = self._ready or await self._next(), b""
+        # Only now: of attempts that race, one is read.
+        self._heard.update(self._before)
+        return ready
 
     def close(self) -> None:
         """Stop reading."""

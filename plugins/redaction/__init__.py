@@ -99,7 +99,9 @@ class Redaction:
             request = exchange.request
             require_single_members(request.encode(), request.document)
             session = exchange.state[_SESSION] = _Session(Vault())
-            await self._redact(exchange, session, request, request.document, self._marks)
+            # The marks in a request of the gateway's own are those of the exchange that it is made for.
+            marks = self._marks if exchange.origin is None else None
+            await self._redact(exchange, session, request, request.document, marks)
             session.inspected = request.document
 
     @hookimpl
