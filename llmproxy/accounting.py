@@ -31,7 +31,9 @@ class Accounting:
     def settle(self, exchange: Exchange) -> None:
         """Fill in usage and cost of every attempt, and of the exchange as a whole."""
         for attempt in exchange.attempts:
-            self.settle_attempt(exchange, attempt)
+            # What is over was settled when it ended: priced again, it could differ from what its budgets were charged.
+            if not attempt.is_over:
+                self.settle_attempt(exchange, attempt)
         used = [attempt for attempt in exchange.attempts if attempt.usage is not None]
         exchange.usage = used[-1].usage if used else None
         exchange.cost = total([attempt.cost for attempt in used if attempt.cost is not None])

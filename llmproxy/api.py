@@ -8,6 +8,8 @@ Beside the classes, which say themselves what they are:
     Pattern: A name pattern in a configuration, never empty.
     RouteHandler: What `Router.add` takes: an async function from a RouteRequest to an Answer.
     Row: One row of a query's result, by column name.
+    Scope: What a limit may hold: the whole gateway, a workspace, a model and so on.
+    ScopeName: What a request is called in one scope, and what else a pattern may call it by.
     Seconds: A duration in a configuration, greater than zero.
     TimeoutPhase: Which of the four timers of an attempt ran out.
     completion_events: A whole completion as the server-sent events of a streamed one.
@@ -16,6 +18,8 @@ Beside the classes, which say themselves what they are:
     has_repeated_members: Whether an object in some JSON names a member twice.
     hookimpl: Marks a method as the implementation of the hook of the same name.
     lies_within: Whether a target's region satisfies a constraint.
+    post_alert: Posts an alert to somebody's webhook; that it failed is logged.
+    spoken_subject: A subject of a limit as a person would say it.
 """
 
 from __future__ import annotations
@@ -80,6 +84,7 @@ from llmproxy.exchange import (
 from llmproxy.hookspecs import hookimpl
 from llmproxy.providers import Provider, StreamDecoder, Transport
 from llmproxy.regions import lies_within
+from llmproxy.scopes import Scope, ScopedSection, ScopeName, Scopes, spoken_subject
 from llmproxy.services import (
     Clock,
     Commands,
@@ -103,6 +108,7 @@ from llmproxy.services import (
 )
 from llmproxy.splice import has_repeated_members
 from llmproxy.sse import SSEDecoder, encode_event, event_data
+from llmproxy.webhooks import post_alert
 
 __all__ = [
     "Allowance",
@@ -162,6 +168,10 @@ __all__ = [
     "Router",
     "Row",
     "SSEDecoder",
+    "Scope",
+    "ScopeName",
+    "ScopedSection",
+    "Scopes",
     "Seconds",
     "Section",
     "Services",
@@ -197,4 +207,6 @@ __all__ = [
     "has_repeated_members",
     "hookimpl",
     "lies_within",
+    "post_alert",
+    "spoken_subject",
 ]

@@ -6,9 +6,9 @@ A stream is an answer once its first content is there; until then any failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -26,7 +26,7 @@ from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock, UpstreamRequest, UpstreamResponse
 from llmproxy.stream import UpstreamEvents
-from llmproxy.timers import timed_out
+from llmproxy.timers import timed_out, within
 
 _RELAYED_PREFIXES: Final = ("x-ratelimit-", "anthropic-ratelimit-")
 # Not openai-organization and openai-project: whose account pays is not the client's business.
@@ -83,7 +83,8 @@ class Attempts:
             began = self._clock.monotonic()
             request = await self._with_images(exchange, request, addresses, timeouts.total_seconds)
             timeouts = _shortened(timeouts, self._clock.monotonic() - began)
-        answer = await _in_time(attempt, self._ask(exchange, attempt, provider, request, timeouts))
+        asking = self._ask(exchange, attempt, provider, request, timeouts)
+        answer = await within(attempt.timeout_seconds, asking, _slow_start)
         attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
         return answer
 
@@ -176,20 +177,9 @@ class Attempts:
         return complete
 
 
-# A coroutine's send and yield types say nothing here, so they may be anything.
-async def _in_time(attempt: Attempt, answering: Coroutine[Any, Any, Answer]) -> Answer:
-    """The answer, if it comes within the time that the attempt has. Raises UpstreamTimeout when it does not."""
-    if attempt.timeout_seconds is None:
-        return await answering
-    timer = asyncio.timeout(attempt.timeout_seconds)
-    try:
-        async with timer:
-            return await answering
-    except TimeoutError as error:
-        if not timer.expired():
-            raise
-        sentence = f"The provider had not begun to answer after {attempt.timeout_seconds:g} seconds."
-        raise UpstreamTimeout(sentence, phase="first_byte") from error
+def _slow_start(seconds: float) -> UpstreamTimeout:
+    sentence = f"The provider had not begun to answer after {seconds:g} seconds."
+    return UpstreamTimeout(sentence, phase="first_byte")
 
 
 def _prepared(provider: Provider, request: Request, target: Target, headers: Mapping[str, str]) -> UpstreamRequest:

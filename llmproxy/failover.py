@@ -7,6 +7,7 @@ until when, and that no attempt is forgotten, is decided here.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -17,7 +18,7 @@ from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Request, Target
 from llmproxy.hooks import Hooks
 from llmproxy.race import Race
 from llmproxy.services import Clock
-from llmproxy.timers import timed_out
+from llmproxy.timers import timed_out, within
 
 # Whatever plugins wish for, one exchange never makes more attempts than this.
 MAX_ATTEMPTS: Final = 20
@@ -103,17 +104,9 @@ class Failover:
             raise
 
     async def _within_deadline(self, exchange: Exchange, attempt: Attempt) -> Answer:
-        if exchange.deadline_monotonic == inf:
-            return await self._answer(exchange, attempt)
         left_seconds = max(exchange.deadline_monotonic - attempt.started_monotonic, 0)
-        timer = asyncio.timeout(left_seconds)
-        try:
-            async with timer:
-                return await self._answer(exchange, attempt)
-        except TimeoutError as error:
-            if not timer.expired():
-                raise
-            raise timed_out("total", left_seconds) from error
+        limit_seconds = None if left_seconds == inf else left_seconds
+        return await within(limit_seconds, self._answer(exchange, attempt), partial(timed_out, "total"))
 
     async def _answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
         if self._hooks.pre_attempt:

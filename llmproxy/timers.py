@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from math import inf
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from llmproxy.config import Timeouts
 from llmproxy.errors import TimeoutPhase, UpstreamTimeout
+
+T = TypeVar("T")
 
 _SENTENCES: Final[Mapping[TimeoutPhase, str]] = {
     "connect": "The provider could not be connected to within {seconds:g} seconds.",
@@ -20,6 +23,21 @@ _SENTENCES: Final[Mapping[TimeoutPhase, str]] = {
 def timed_out(phase: TimeoutPhase, seconds: float | None) -> UpstreamTimeout:
     """The error for a timer that ran out."""
     return UpstreamTimeout(_SENTENCES[phase].format(seconds=seconds or 0), phase=phase)
+
+
+# A coroutine's send and yield types say nothing here, so they may be anything.
+async def within(seconds: float | None, work: Coroutine[Any, Any, T], late: Callable[[float], UpstreamTimeout]) -> T:
+    """What comes of some work, if it does in time; without a limit, whenever it does. Raises what `late` gives."""
+    if seconds is None:
+        return await work
+    timer = asyncio.timeout(seconds)
+    try:
+        async with timer:
+            return await work
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        raise late(seconds) from error
 
 
 class Timers:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from llmproxy.testing import pytest_plugin
 
 pytest_plugins = ["tests.postgres"]
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("llmproxy", deadline=None)
+settings.load_profile("llmproxy")
 
 
 def pytest_configure(config: pytest.Config) -> None:

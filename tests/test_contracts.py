@@ -30,7 +30,10 @@ LAYERS = (
         *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances"),
         *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
     ),
-    (*("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),),
+    (
+        *("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),
+        *("scopes", "webhooks"),
+    ),
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (
         *("db", "migrate", "queries", "embedded", "embedded_files", "partitions", "journal", "segments"),

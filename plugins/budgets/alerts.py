@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import orjson
-
-from llmproxy.api import LLMProxyError, Services, StorageError, UpstreamRequest
+from llmproxy.api import Services, StorageError, post_alert
 from llmproxy_plugins.budgets.limits import Applied
 
 CHECK_SECONDS: Final = 5.0
@@ -80,15 +77,5 @@ class Watch:
         }
         self._services.log.warning("budget_alert", **alert)
         if self._webhook is not None:
-            self._services.tasks.start("budget alert", self._post(self._webhook, alert))
-
-    async def _post(self, address: str, alert: Mapping[str, Any]) -> None:
-        request = UpstreamRequest("POST", address, [("content-type", "application/json")], orjson.dumps(alert))
-        try:
-            status, _, _ = await self._services.http.request(request)
-        except LLMProxyError as error:
-            reason = error.message
-        else:
-            reason = "" if status < 300 else f"it answered {status}"
-        if reason:
-            self._services.log.error("budget_alert_not_delivered", host=urlsplit(address).hostname, error=reason)
+            posting = post_alert(self._services, "budget_alert_not_delivered", self._webhook, alert)
+            self._services.tasks.start("budget alert", posting)

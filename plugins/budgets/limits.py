@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from itertools import product
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-from llmproxy.api import Allowance, Attempt, Exchange, WorstCase
-from llmproxy_plugins.budgets.settings import Limit, Mode, Scope, Unit, Window
+from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, WorstCase, spoken_subject
+from llmproxy_plugins.budgets.settings import Limit, Mode, Unit, Window
 from llmproxy_plugins.budgets.windows import Span, Windows
 
 PREFIX: Final = "budgets:"
@@ -33,9 +31,6 @@ _END: Final = datetime.max.replace(tzinfo=UTC)
 _ONE: Final = Decimal(1)
 _ZERO: Final = Decimal(0)
 _NOTHING: Final[Mapping[Unit, Decimal]] = {"usd": _ZERO, "tokens": _ZERO, "requests": _ZERO}
-
-# One scope's name for what an attempt belongs to, and what else a pattern may call it by.
-Name = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +94,23 @@ class Group:
         self.kind: Final = kind
         self.windows: Final = Windows(kind.window, zone, is_rolling=kind.is_rolling)
         self._limits = tuple(limits)
-        self._readers = tuple(_READERS[scope] for scope in kind.scope)
+        self._scopes = Scopes(kind.scope)
         self.budget: Final = lru_cache(maxsize=_REMEMBERED_SUBJECTS)(self._budget)
 
     def budgets(self, exchange: Exchange, attempt: Attempt) -> Iterator[Budget]:
         """Those that an attempt is held to: one, none, or with tags several."""
         workspace = exchange.principal.workspace
-        for names in product(*(read(exchange, attempt) for read in self._readers)):
+        for names in self._scopes.names(exchange, attempt.target):
             if (budget := self.budget(workspace, names)) is not None:
                 yield budget
 
-    def _budget(self, workspace: str, names: tuple[Name, ...]) -> Budget | None:
-        limit = next((limit for limit in self._limits if _fits(limit, names)), None)
+    def _budget(self, workspace: str, names: tuple[ScopeName, ...]) -> Budget | None:
+        limit = next((limit for limit in self._limits if limit.fits(names)), None)
         if limit is None:
             return None
-        subject: dict[Scope, str] = {scope: name for scope, (name, _) in zip(self.kind.scope, names, strict=True)}
-        if "user" in subject and "workspace" not in subject:
-            # Nobody's user is another tenant's.
-            subject = {"workspace": workspace, **subject}
+        subject = self._scopes.subject(workspace, names)
         share = {_COLUMNS[scope]: name for scope, name in subject.items() if scope != "gateway"}
-        return Budget(limit, name_of(self.kind, subject), spoken(subject), {"unit": self.kind.unit, **share})
+        return Budget(limit, name_of(self.kind, subject), spoken_subject(subject), {"unit": self.kind.unit, **share})
 
 
 class Limits:
@@ -230,20 +222,9 @@ def parsed(name: str) -> tuple[str, Mapping[str, str]]:
     return head, dict(parse_qsl(subject, keep_blank_values=True))
 
 
-def spoken(subject: Mapping[Scope, str]) -> str:
-    """A subject as a person would say it."""
-    named = [f"{scope} '{name}'" if name else f"requests without a {scope}" for scope, name in subject.items()]
-    return ", ".join(named) if "gateway" not in subject else "the gateway"
-
-
 def _head(kind: Kind) -> str:
     rolling = "rolling-" if kind.is_rolling else ""
     return f"{PREFIX}{kind.mode}:{kind.unit}:{rolling}{kind.window}:{'+'.join(kind.scope)}"
-
-
-def _fits(limit: Limit, names: tuple[Name, ...]) -> bool:
-    patterns = limit.match or ("*",) * len(names)
-    return all(any(fnmatchcase(each, pattern) for each in name) for pattern, name in zip(patterns, names, strict=True))
 
 
 def _ends(span: Span) -> Iterator[datetime]:
@@ -251,19 +232,3 @@ def _ends(span: Span) -> Iterator[datetime]:
     yield span.bucket
     if span.until is not None or span.step is not None:
         yield span.until or span.bucket + (span.step or timedelta())
-
-
-def _one(name: str, alias: str | None = None) -> Sequence[Name]:
-    return ((name, name if alias is None else alias),)
-
-
-_READERS: Final[Mapping[Scope, Callable[[Exchange, Attempt], Sequence[Name]]]] = {
-    "gateway": lambda _exchange, _attempt: _one(""),
-    "workspace": lambda exchange, _: _one(exchange.principal.workspace),
-    "feature": lambda exchange, _: _one(exchange.attribution.feature or ""),
-    "user": lambda exchange, _: _one(exchange.attribution.user or ""),
-    "key": lambda exchange, _: _one(exchange.principal.key_id, exchange.principal.key_name),
-    "model": lambda _, attempt: _one(attempt.target.name),
-    "provider": lambda _, attempt: _one(attempt.target.provider),
-    "tag": lambda exchange, _: [(tag, tag) for tag in dict.fromkeys(exchange.attribution.tags)],
-}

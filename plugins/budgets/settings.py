@@ -9,22 +9,16 @@ from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AwareDatetime, BeforeValidator, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
-from llmproxy.api import Pattern, Seconds, Section
+from llmproxy.api import ScopedSection, Seconds, Section
 
-Scope = Literal["gateway", "workspace", "feature", "user", "key", "model", "provider", "tag"]
 Window = Literal["minute", "hour", "day", "week", "month", "lifetime"]
 Mode = Literal["hard", "soft", "throttle"]
 Unit = Literal["usd", "tokens", "requests"]
 Amount = Annotated[Decimal, Field(gt=0)]
 Share = Annotated[Decimal, Field(gt=0)]
 UNITS: tuple[Unit, ...] = ("usd", "tokens", "requests")
-
-
-def _listed(value: object) -> object:
-    """One of them may stand without brackets."""
-    return [value] if isinstance(value, str) else value
 
 
 class Raise(Section):
@@ -35,15 +29,9 @@ class Raise(Section):
     until: AwareDatetime = Field(description="When the usual cap holds again.")
 
 
-class Limit(Section):
+class Limit(ScopedSection):
     """One budget, or one for each subject that a pattern fits."""
 
-    scope: Annotated[tuple[Scope, ...], BeforeValidator(_listed, json_schema_input_type=Scope | tuple[Scope, ...])] = (
-        Field(min_length=1, description="What is held to it; several together: only what fits all of them.")
-    )
-    match: Annotated[
-        tuple[Pattern, ...], BeforeValidator(_listed, json_schema_input_type=Pattern | tuple[Pattern, ...])
-    ] = Field(default=(), description="A name or a pattern for each scope; whatever fits has a budget of its own.")
     usd: Amount | None = Field(default=None, description="The cap, in US dollars.")
     tokens: Amount | None = Field(default=None, description="The cap, in tokens in and out.")
     requests: Amount | None = Field(default=None, description="The cap, in answers that providers gave.")
@@ -61,12 +49,6 @@ class Limit(Section):
     def _is_meaningful(self) -> Self:
         if len(self.caps) != 1:
             raise ValueError("needs exactly one of usd, tokens and requests")
-        if self.match and len(self.match) != len(self.scope):
-            raise ValueError("match must have one pattern for each scope")
-        if len(set(self.scope)) < len(self.scope):
-            raise ValueError("scope must not name anything twice")
-        if "gateway" in self.scope and (len(self.scope) > 1 or self.match):
-            raise ValueError("the scope gateway stands alone, for all there is, and takes no match")
         if self.rolling and self.window == "lifetime":
             raise ValueError("a lifetime does not roll")
         return self

@@ -16,6 +16,7 @@ from llmproxy.api import (
     Exchange,
     LLMProxyError,
     Operation,
+    WholeEvents,
     completion_events,
 )
 
@@ -96,23 +97,8 @@ class Entry:
             cache = "hit"
         if exchange.request.is_stream:
             events = completion_events(orjson.loads(self.body), show_usage=shows_usage(exchange))
-            return Answer(200, headers, stream=Replay(b"".join(events)), cache=cache)
+            return Answer(200, headers, stream=WholeEvents([b"".join(events)]), cache=cache)
         return Answer(200, [_JSON_TYPE, *headers], self.body, cache=cache)
-
-
-class Replay:
-    """A stream that is already there."""
-
-    def __init__(self, events: bytes) -> None:
-        self._events = events
-
-    async def read(self) -> bytes:
-        """All of it, then b""."""
-        events, self._events = self._events, b""
-        return events
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 def shows_usage(exchange: Exchange) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from itertools import product
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from llmproxy.api import Allowance, Exchange, Target
-from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Scope, Unit
+from llmproxy.api import Allowance, Exchange, Scope, ScopeName, Scopes, Target, spoken_subject
+from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
 from llmproxy_plugins.rate_limits.windows import Window, window_of
 
@@ -29,9 +27,6 @@ _THINGS: Final[Mapping[Unit, str]] = {
     "concurrent_streams": "streams",
 }
 _REMEMBERED_SUBJECTS: Final = 10_000
-
-# One scope's name for what a request belongs to, and what else a pattern may call it by.
-Name = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +67,26 @@ class Group:
     def __init__(self, kind: Kind, limits: Sequence[Limit]) -> None:
         self.kind: Final = kind
         self._limits = tuple(limits)
-        self._readers = tuple(_READERS[scope] for scope in kind.scope)
+        self._scopes = Scopes(kind.scope)
         self._rule = lru_cache(maxsize=_REMEMBERED_SUBJECTS)(self._make_rule)
 
     def rules(self, exchange: Exchange, target: Target | None) -> Iterator[Rule]:
         """Those that a request is held to: one, none, or with tags several."""
         workspace = exchange.principal.workspace
-        for names in product(*(read(exchange, target) for read in self._readers)):
+        for names in self._scopes.names(exchange, target):
             if (rule := self._rule(workspace, names)) is not None:
                 yield rule
 
-    def _make_rule(self, workspace: str, names: tuple[Name, ...]) -> Rule | None:
-        limit = next((limit for limit in self._limits if _fits(limit, names)), None)
+    def _make_rule(self, workspace: str, names: tuple[ScopeName, ...]) -> Rule | None:
+        limit = next((limit for limit in self._limits if limit.fits(names)), None)
         if limit is None:
             return None
-        kind, subject = self.kind, {scope: name for scope, (name, _) in zip(self.kind.scope, names, strict=True)}
-        if "user" in subject and "workspace" not in subject:
-            # Nobody's user is another tenant's.
-            subject = {"workspace": workspace, **subject}
+        kind, subject = self.kind, self._scopes.subject(workspace, names)
         pace = "" if kind.unit in SLOTS else f":{kind.algorithm}:{kind.window}"
         name = f"{PREFIX}{kind.unit}{pace}:{urlencode(list(subject.items()))}"
         most = limit.caps[kind.unit]
         cap, window = (most, None) if kind.unit in SLOTS else window_of(limit, most)
-        return Rule(name, kind.unit, _spoken(subject), limit, most, cap, window)
+        return Rule(name, kind.unit, spoken_subject(subject), limit, most, cap, window)
 
 
 class Limits:
@@ -142,29 +134,3 @@ def _is_of_attempts(kind: Kind) -> bool:
 
 def _counts(rule: Rule, exchange: Exchange) -> bool:
     return rule.unit != "concurrent_streams" or exchange.request.is_stream
-
-
-def _fits(limit: Limit, names: tuple[Name, ...]) -> bool:
-    patterns = limit.match or ("*",) * len(names)
-    return all(any(fnmatchcase(each, pattern) for each in name) for pattern, name in zip(patterns, names, strict=True))
-
-
-def _spoken(subject: Mapping[Scope, str]) -> str:
-    named = [f"{scope} '{name}'" if name else f"requests without a {scope}" for scope, name in subject.items()]
-    return ", ".join(named) if "gateway" not in subject else "the gateway"
-
-
-def _one(name: str, alias: str | None = None) -> Sequence[Name]:
-    return ((name, name if alias is None else alias),)
-
-
-_READERS: Final[Mapping[Scope, Callable[[Exchange, Target | None], Sequence[Name]]]] = {
-    "gateway": lambda _exchange, _target: _one(""),
-    "workspace": lambda exchange, _: _one(exchange.principal.workspace),
-    "feature": lambda exchange, _: _one(exchange.attribution.feature or ""),
-    "user": lambda exchange, _: _one(exchange.attribution.user or ""),
-    "key": lambda exchange, _: _one(exchange.principal.key_id, exchange.principal.key_name),
-    "model": lambda _, target: _one(target.name if target else ""),
-    "provider": lambda _, target: _one(target.provider if target else ""),
-    "tag": lambda exchange, _: [(tag, tag) for tag in dict.fromkeys(exchange.attribution.tags)],
-}

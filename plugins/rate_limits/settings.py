@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Final, Literal, Self
+from typing import Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from llmproxy.api import Pattern, Section
+from llmproxy.api import ScopedSection, Section
 
-Scope = Literal["gateway", "workspace", "feature", "user", "key", "model", "provider", "tag"]
 Window = Literal["second", "minute", "hour", "day"]
 Algorithm = Literal["sliding_window", "fixed_window", "token_bucket"]
 Unit = Literal["requests", "tokens", "input_tokens", "output_tokens", "concurrent", "concurrent_streams"]
@@ -20,20 +19,9 @@ UNITS: Final[tuple[Unit, ...]] = (
 )
 
 
-def _listed(value: object) -> object:
-    """One of them may stand without brackets."""
-    return [value] if isinstance(value, str) else value
-
-
-class Limit(Section):
+class Limit(ScopedSection):
     """One limit, or one for each subject that a pattern fits."""
 
-    scope: Annotated[tuple[Scope, ...], BeforeValidator(_listed, json_schema_input_type=Scope | tuple[Scope, ...])] = (
-        Field(min_length=1, description="What is held to it; several together: only what fits all of them.")
-    )
-    match: Annotated[
-        tuple[Pattern, ...], BeforeValidator(_listed, json_schema_input_type=Pattern | tuple[Pattern, ...])
-    ] = Field(default=(), description="A name or a pattern for each scope; whatever fits has a limit of its own.")
     requests: PositiveInt | None = Field(default=None, description="Requests in a window.")
     tokens: PositiveInt | None = Field(default=None, description="Tokens in and out in a window.")
     input_tokens: PositiveInt | None = Field(default=None, description="Tokens in, in a window.")
@@ -52,12 +40,6 @@ class Limit(Section):
     def _is_meaningful(self) -> Self:
         if not self.caps:
             raise ValueError(f"needs at least one of {', '.join(UNITS)}")
-        if self.match and len(self.match) != len(self.scope):
-            raise ValueError("match must have one pattern for each scope")
-        if len(set(self.scope)) < len(self.scope):
-            raise ValueError("scope must not name anything twice")
-        if "gateway" in self.scope and (len(self.scope) > 1 or self.match):
-            raise ValueError("the scope gateway stands alone, for all there is, and takes no match")
         return self
 
     @cached_property

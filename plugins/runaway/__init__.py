@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import orjson
 from pydantic import Field, ValidationError
@@ -14,7 +13,6 @@ from llmproxy.api import (
     Answer,
     BadRequest,
     Exchange,
-    LLMProxyError,
     NotFound,
     Operation,
     RateLimited,
@@ -22,8 +20,8 @@ from llmproxy.api import (
     RouteRequest,
     Section,
     Services,
-    UpstreamRequest,
     hookimpl,
+    post_alert,
 )
 from llmproxy_plugins.runaway.settings import RunawayConfig
 from llmproxy_plugins.runaway.trips import Trip, Trips
@@ -151,7 +149,8 @@ class Runaway:
             alert = {"subject": subject, "reason": reason, "action": self.config.action}
             self.services.log.warning("runaway", **alert)
             if self.config.webhook is not None:
-                self.services.tasks.start("runaway alert", self._post(self.config.webhook, alert))
+                posting = post_alert(self.services, "runaway_alert_not_delivered", self.config.webhook, alert)
+                self.services.tasks.start("runaway alert", posting)
         return Trip(subject, reason, until)
 
     def _refusal(self, trip: Trip) -> RateLimited:
@@ -161,14 +160,3 @@ class Runaway:
             code="runaway_blocked",
             retry_after_seconds=max(trip.until - self.services.clock.monotonic(), 1.0),
         )
-
-    async def _post(self, address: str, alert: Mapping[str, str]) -> None:
-        request = UpstreamRequest("POST", address, _JSON, orjson.dumps(alert))
-        try:
-            status, _, _ = await self.services.http.request(request)
-        except LLMProxyError as error:
-            reason = error.message
-        else:
-            reason = "" if status < 300 else f"it answered {status}"
-        if reason:
-            self.services.log.error("runaway_alert_not_delivered", host=urlsplit(address).hostname, error=reason)
