@@ -16,7 +16,7 @@ METADATA := pyproject.toml llmproxy/__init__.py
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types system-parts format bench docs wheel lock clean
+.PHONY: help run test lint types system-parts format bench bench-quick docs wheel lock clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ format: $(VENV)/.dev ## Format, and fix what can be fixed safely
 
 bench: $(VENV)/.dev ## Measure what the gateway costs
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(VENV)/.dev ## Fail when the gateway has become much dearer beside a bare relay
+	$(BIN)/python -m benchmarks.gate
 
 docs: $(VENV)/.dev ## Make the generated pages anew
 	$(BIN)/python -m llmproxy.hookdocs > docs/hooks.md

@@ -74,7 +74,7 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
     numbers = itertools.count(1)
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*_others(stack, upstream_port), *_gateways(stack, upstream_port, alone=alone)]
+        subjects = [*_others(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
         pin(family(psutil.Process()), cores().others)
         for subject in subjects:
             pin([subject.worker] if subject.worker else (), cores().subject)
@@ -95,7 +95,8 @@ def _others(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
     yield Subject(RELAY, port, process)
 
 
-def _gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:
+def gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:
+    """A gateway without plugins, one with everything on and, if wanted, one for each plugin."""
     there = [name for name in _PLUGINS if name in installed()]
     wanted = {OFF: "plugins: []", ON: _enabled(name for name in there if name in _EVERYTHING)}
     if alone:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from itertools import product
 
 from llmproxy import estimate
 from llmproxy.allowances import WorstCase
 from llmproxy.ceilings import input_ceiling_tokens, output_ceiling_tokens, search_ceiling
 from llmproxy.errors import UpstreamRefused, UpstreamSuperseded, UpstreamTimeout
-from llmproxy.exchange import Attempt, Cost, Exchange, Operation, StreamProgress, Target, Usage
+from llmproxy.exchange import (
+    Attempt,
+    Cost,
+    Document,
+    Exchange,
+    Operation,
+    Request,
+    StreamProgress,
+    Target,
+    Usage,
+)
 from llmproxy.offers import Offers
 from llmproxy.prices import Prices, is_empty
 from llmproxy.pricing import PriceBook
-from llmproxy.providers import Endpoints
+from llmproxy.providers import Endpoints, Provider
 from llmproxy.service_tiers import possible_tiers, service_tier
 from llmproxy.services import Clock
 
@@ -50,25 +58,9 @@ class Accounting:
         provider = self._endpoints.get((target.provider, target.credential))
         return self._offers.prices(provider, target, at, service_tier, region)
 
-    def worst_case(self, attempt: Attempt, default_output_tokens: int) -> WorstCase:
-        """The most that an attempt can use and cost, in whichever tier and region it is served.
-
-        Args:
-            default_output_tokens: What an answer may have when neither the request nor the model sets a limit.
-        """
-        provider = self._endpoints[attempt.target.provider, attempt.target.credential]
-        facts = self._offers.facts(provider, attempt.target.model)
-        document = attempt.request.document
-        input_tokens = input_ceiling_tokens(attempt.request, facts.context_window_tokens)
-        output_tokens = output_ceiling_tokens(attempt.request, facts.max_output_tokens, default_output_tokens)
-        searches = search_ceiling(document)
-        units = {"web_searches": searches} if searches else None
-        prices = self._possible_prices(attempt, provider.priced_regions)
-        amounts = [each.ceiling_usd(input_tokens, output_tokens, units) for each in prices if each is not None]
-        known = [amount for amount in amounts if amount is not None]
-        if len(known) < len(prices):
-            return WorstCase(input_tokens, output_tokens, None)
-        return WorstCase(input_tokens, output_tokens, max(known), prices[0].source if prices[0] else None)
+    def ceiling(self, target: Target, at: datetime) -> Ceiling:
+        """The way to the most that requests can use and cost at a target, in whichever tier and region it serves."""
+        return Ceiling(self._offers, self._endpoints, target, at)
 
     def settle_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """Fill in usage and cost of one attempt."""
@@ -87,13 +79,6 @@ class Accounting:
             # By the price at its beginning, which was reserved: settling again later comes to the same.
             attempt.cost = self.cost(attempt.target, attempt.usage, attempt.started_at)
 
-    def _possible_prices(self, attempt: Attempt, regions: Sequence[str]) -> Sequence[Prices | None]:
-        """The usual price first, then those of the tiers and regions that the answer may come in."""
-        document = attempt.request.document
-        tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
-        ways = product(tiers, (None, *regions))
-        return [self.prices(attempt.target, attempt.started_at, tier, region) for tier, region in ways]
-
     def _streamed_usage(self, attempt: Attempt, progress: StreamProgress) -> Usage | None:
         """What a stream told of its usage; of one that was cut, at least what was seen."""
         if progress.usage is None:
@@ -103,6 +88,51 @@ class Accounting:
             return told
         unseen_tokens = progress.estimated_tokens - told.output_tokens
         return told._replace(text_output_tokens=told.text_output_tokens + unseen_tokens, provenance="estimated")
+
+
+class Ceiling:
+    """The most that one attempt can use and cost, asked by whoever reserves something: nothing is reckoned twice."""
+
+    __slots__ = ("_at", "_document", "_endpoints", "_found", "_input_tokens", "_offers", "_target")
+
+    def __init__(self, offers: Offers, endpoints: Endpoints, target: Target, at: datetime) -> None:
+        self._offers = offers
+        self._endpoints = endpoints
+        self._target = target
+        self._at = at
+        self._document: Document | None = None
+        self._input_tokens = 0
+        self._found: dict[int, WorstCase] = {}
+
+    def __call__(self, request: Request, default_output_tokens: int) -> WorstCase:
+        """The worst case of a request as it stands.
+
+        Args:
+            default_output_tokens: What an answer may have when neither the request nor the model sets a limit.
+        """
+        document = request.document
+        provider = self._endpoints[self._target.provider, self._target.credential]
+        facts = self._offers.facts(provider, self._target.model)
+        if document is not self._document:
+            # An edit makes a new document.
+            self._document, self._found = document, {}
+            self._input_tokens = input_ceiling_tokens(request, facts.context_window_tokens)
+        output_tokens = output_ceiling_tokens(request, facts.max_output_tokens, default_output_tokens)
+        worst = self._found.get(output_tokens)
+        if worst is None:
+            worst = self._found[output_tokens] = self._worst(provider, document, self._input_tokens, output_tokens)
+        return worst
+
+    def _worst(self, provider: Provider, document: Document, input_tokens: int, output_tokens: int) -> WorstCase:
+        searches = search_ceiling(document)
+        units = {"web_searches": searches} if searches else None
+        tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
+        possible = self._offers.possible(provider, self._target, self._at, tiers)
+        amounts = [each.ceiling_usd(input_tokens, output_tokens, units) for each in possible.prices]
+        known = [amount for amount in amounts if amount is not None]
+        if not possible.is_known or len(known) < len(amounts):
+            return WorstCase(input_tokens, output_tokens, None)
+        return WorstCase(input_tokens, output_tokens, max(known), possible.prices[0].source)
 
 
 def was_served(attempt: Attempt) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 # What of the ledger something is held to: its `unit` (`usd`, `tokens` or `requests`), and what the entries' columns
 # `workspace`, `feature`, `user_id`, `key_id`, `provider_name`, `model` and `tag` have to be; "" stands for nothing.
@@ -41,8 +42,7 @@ class Allowance:
         return self.until if self.step is None else self.bucket + (self.bucket - self.since) + self.step
 
 
-@dataclass(frozen=True, slots=True)
-class WorstCase:
+class WorstCase(NamedTuple):
     """The most that an attempt may use and cost. `amount_usd` is None when no price is known."""
 
     input_tokens: int

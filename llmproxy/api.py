@@ -56,6 +56,7 @@ from llmproxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
     UpstreamUnsupported,
+    UpstreamWithheld,
 )
 from llmproxy.exchange import (
     Answer,
@@ -197,6 +198,7 @@ __all__ = [
     "UpstreamTimeout",
     "UpstreamUnreachable",
     "UpstreamUnsupported",
+    "UpstreamWithheld",
     "Usage",
     "Vitals",
     "WholeEvents",

@@ -34,11 +34,13 @@ def input_ceiling_tokens(request: Request, context_window_tokens: int | None = N
     """
     window_tokens = context_window_tokens or UNKNOWN_WINDOW_TOKENS
     document = request.document
-    media = list(embedded_media(document))
+    media = embedded_media(document)
     if _is_unbounded(document, media):
         return window_tokens
-    tokens = len(request.encode()) - sum(each.size_bytes for each in media) + _TEMPLATE_TOKENS
-    tokens += sum(IMAGE_TOKENS if each.kind == "image" else _audio_tokens(each) for each in media)
+    tokens = len(request.encode()) + _TEMPLATE_TOKENS
+    if media:
+        tokens -= sum(each.size_bytes for each in media)
+        tokens += sum(IMAGE_TOKENS if each.kind == "image" else _audio_tokens(each) for each in media)
     if document.get("tools") or document.get("functions") or document.get("response_format"):
         tokens += _TOOL_PROMPT_TOKENS
     return min(tokens, context_window_tokens) if context_window_tokens else tokens
@@ -76,7 +78,7 @@ def _is_search(tool: Any) -> bool:
 
 
 def _is_unbounded(document: Document, media: list[EmbeddedMedia]) -> bool:
-    if any(each.kind in ("file", "video") for each in media) or search_ceiling(document):
+    if (media and any(each.kind in ("file", "video") for each in media)) or search_ceiling(document):
         return True
     if _UNBOUNDED_MEMBERS.isdisjoint(document):
         return False

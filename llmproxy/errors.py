@@ -179,6 +179,7 @@ class Failure(StrEnum):
     INVALID_REQUEST = "invalid_request"
     BROKEN = "broken"
     CUT = "cut"
+    WITHHELD = "withheld"
     SUPERSEDED = "superseded"
 
 
@@ -253,6 +254,26 @@ class UpstreamUnsupported(UpstreamError):
     type = "invalid_request_error"
     code = "bad_request"
     default_failure = Failure.UNSUPPORTED
+
+
+class UpstreamWithheld(UpstreamError):
+    """A limit of the target itself is used up, so that it was not asked; another may have room.
+
+    Args:
+        refusal: What the client is told when there is no other.
+    """
+
+    default_failure = Failure.WITHHELD
+
+    def __init__(self, refusal: ClientError) -> None:
+        super().__init__(
+            refusal.message,
+            code=refusal.error_code,
+            param=refusal.param,
+            status=refusal.http_status,
+            retry_after_seconds=refusal.retry_after_seconds,
+        )
+        self.refusal: Final = refusal
 
 
 class UpstreamSuperseded(UpstreamError):

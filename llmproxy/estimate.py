@@ -17,6 +17,8 @@ ASSUMED_OUTPUT_TOKENS: Final = 4096
 # No model writes more in one answer, whatever limit a client sets.
 _LONGEST_ANSWER_TOKENS: Final = 1_000_000
 _MOST_CHOICES: Final = 128
+# Without any of them there is one answer.
+_MULTIPLIERS: Final = frozenset({"n", "best_of", "prompt"})
 # What legacy completions write when nobody sets a limit.
 _COMPLETION_TOKENS: Final = 16
 # How fast an answer grows that nobody sees: quick models write a hundred tokens a second, most of them fewer.
@@ -47,7 +49,7 @@ def assumed(request_bytes: int, max_output_tokens: int | None) -> Usage:
 
 def input_tokens(request: Request) -> int:
     """About how many tokens a request has; at least one."""
-    media = list(embedded_media(request.document))
+    media = embedded_media(request.document)
     text_bytes = max(0, request.size_bytes - sum(each.size_bytes for each in media))
     return max(1, text_bytes // _BYTES_PER_TOKEN + sum(_media_tokens(each) for each in media))
 
@@ -79,6 +81,8 @@ def max_output_tokens(document: Document) -> int | None:
 
 def written_answers(document: Document) -> int:
     """How many answers are written to a request: `n`, or `best_of` to choose from, for each of its prompts."""
+    if _MULTIPLIERS.isdisjoint(document):
+        return 1
     prompts = document.get("prompt")
     # A list of numbers is one prompt, as tokens.
     is_batch = isinstance(prompts, list) and bool(prompts) and not isinstance(prompts[0], int)

@@ -271,7 +271,7 @@ class Attempt:
     set it in `pre_attempt`, and the provider's own timers hold all the same.
     `progress` is there for streamed answers. `is_over` once nothing more comes of it, and `post_attempt` was told.
     `reserved`: what is charged should its worker die; None when nothing was reserved for it. `ceiling` is core's way to
-    the worst case.
+    the worst case of a request.
     """
 
     number: int
@@ -294,7 +294,7 @@ class Attempt:
     duration_seconds: float | None = None
     is_over: bool = False
     reserved: WorstCase | None = None
-    ceiling: Callable[[Attempt, int], WorstCase] | None = field(default=None, repr=False)
+    ceiling: Callable[[Request, int], WorstCase] | None = field(default=None, repr=False)
 
     def worst_case(self, assumed_output_tokens: int) -> WorstCase:
         """The most it may use and cost, as its request stands now.
@@ -304,7 +304,7 @@ class Attempt:
         """
         if self.ceiling is None:
             return WorstCase(self.request.size_bytes, assumed_output_tokens, None)
-        return self.ceiling(self, assumed_output_tokens)
+        return self.ceiling(self.request, assumed_output_tokens)
 
 
 class AnswerStream(Protocol):

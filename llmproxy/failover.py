@@ -65,7 +65,7 @@ class Failover:
 
     def _begin(self, exchange: Exchange, request: Request, target: Target) -> Attempt:
         attempt = self._attempts.begin(exchange, request, target)
-        attempt.ceiling = self._accounting.worst_case
+        attempt.ceiling = self._accounting.ceiling(target, attempt.started_at)
         exchange.attempts.append(attempt)
         return attempt
 
@@ -104,9 +104,10 @@ class Failover:
             raise
 
     async def _within_deadline(self, exchange: Exchange, attempt: Attempt) -> Answer:
+        if exchange.deadline_monotonic == inf:
+            return await self._answer(exchange, attempt)
         left_seconds = max(exchange.deadline_monotonic - attempt.started_monotonic, 0)
-        limit_seconds = None if left_seconds == inf else left_seconds
-        return await within(limit_seconds, self._answer(exchange, attempt), partial(timed_out, "total"))
+        return await within(left_seconds, self._answer(exchange, attempt), partial(timed_out, "total"))
 
     async def _answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
         if self._hooks.pre_attempt:

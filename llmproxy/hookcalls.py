@@ -7,7 +7,7 @@ wrong for coroutines: a coroutine is never None, even when what it would return 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,20 @@ def guard(function: Function, check: Check, verdict: Verdict, *, is_async: bool)
 # All implementations of a hook
 
 
+class Finished:
+    """What a hook gives to await when nothing in it had to wait: whoever looks first needs no task for it."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: object) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[None, None, object]:
+        """Give the result without waiting."""
+        return self._result
+        yield
+
+
 def in_turn(steps: Sequence[Step]) -> Function:
     """Call one after the other until one has a result; where a hook returns nothing, that is all of them."""
     # Colours are spread out here: one more coroutine per step would cost as much as the step's own dispatch.
@@ -153,7 +167,10 @@ def in_turn(steps: Sequence[Step]) -> Function:
                 return result
         return None
 
-    return run
+    if any(step.is_async for step in steps):
+        return run
+    plain = at_once(steps)
+    return lambda *args: Finished(plain(*args))
 
 
 def at_once(steps: Sequence[Step]) -> Function:

@@ -120,6 +120,7 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "on_stream_chunk": Rule(Kind.CHUNK_CHAIN, _chunks, is_inside_out=True, is_plain=True),
         "on_stream_error": Rule(Kind.FIRST, returns(Resume)),
         "post_response": Rule(Kind.ALL, is_inside_out=True),
+        "on_response_head": Rule(Kind.ALL, is_inside_out=True, is_plain=True, is_isolated=True),
         "on_complete": Rule(Kind.ALL, is_inside_out=True, is_isolated=True),
     }
 )

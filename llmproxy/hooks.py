@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -38,8 +38,8 @@ from llmproxy.hookwrappers import Wrapper, around
 
 T = TypeVar("T")
 
-# What a call gives before it is awaited; the first two parameters are asyncio's own and say nothing here.
-Result = Coroutine[Any, Any, T]
+# What a call gives before it is awaited.
+Result = Awaitable[T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class Hooks:
     on_stream_chunk: Callable[[Exchange, Chunk], Sequence[Chunk]] | None = None
     on_stream_error: Callable[[Exchange, Attempt, UpstreamError], Result[Resume | None]] | None = None
     post_response: Callable[[Exchange], Result[None]] | None = None
+    on_response_head: Callable[[Exchange], None] | None = None
     on_complete: Callable[[Exchange], Result[None]] | None = None
     callers: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 

@@ -242,6 +242,19 @@ def post_response(exchange: Exchange) -> None:
 
 
 @hookspec
+def on_response_head(exchange: Exchange) -> None:
+    """Have the head of the response say something (`exchange.response_headers`).
+
+    When: once for every exchange that was let in and whose client is still there, right before the head of its response
+    goes out, be it an answer's, a stream's or a refusal's; of a whole answer everything is known by then. Must be a
+    plain `def`.
+    Failure: isolated: logged and counted, the others still run.
+    Order: inside-out, the last plugin of the configuration first.
+    """
+    raise AssertionError
+
+
+@hookspec
 def on_complete(exchange: Exchange) -> None:
     """Take note of how it ended: success, refusal, failure or hang-up.
 

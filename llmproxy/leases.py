@@ -47,19 +47,22 @@ class Lease:
         allowance: As it was last asked for; its cap may change.
         free: What may be used; nobody else can have it meanwhile.
         holds: How many reservations go back into it.
+        is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
         room: What nobody had settled or held by then.
-        written: Name and bucket as records have them.
+        charge: The beginning of what records have of a charge to it, as JSON, up to the amounts.
     """
 
     __slots__ = (
-        *("allowance", "asked_at", "extra", "free", "holds", "is_opened", "is_waiting_worthwhile", "refused"),
-        *("refused_until", "returned_at", "room", "settled", "used_at", "written"),
+        *("allowance", "asked_at", "charge", "extra", "free", "holds", "is_opened", "is_recorded"),
+        *("is_waiting_worthwhile", "refused", "refused_until", "returned_at", "room", "settled", "used_at"),
     )
 
-    def __init__(self, allowance: Allowance) -> None:
+    def __init__(self, allowance: Allowance, holder: str) -> None:
         self.allowance = allowance
-        self.written = (allowance.name, allowance.bucket.isoformat())
+        charge = {"holder": holder, "allowance": allowance.name, "bucket": allowance.bucket.isoformat()}
+        self.charge = encode_json(charge)[:-1].decode()
+        self.is_recorded = allowance.share is not None
         self.free = self.settled = self.room = _ZERO
         self.holds = 0
         self.used_at = 0.0
@@ -165,7 +168,7 @@ class Leases:
         key = (allowance.name, allowance.bucket)
         lease = self._leases.get(key)
         if lease is None:
-            lease = self._leases[key] = Lease(allowance)
+            lease = self._leases[key] = Lease(allowance, self._holder)
             self._open(lease)
         elif lease.allowance is not allowance:
             self._adapt(lease, allowance)

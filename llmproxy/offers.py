@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import product
 from typing import Final, NamedTuple
 
 from llmproxy.exchange import Target
@@ -25,12 +26,27 @@ class _Latest(NamedTuple):
     prices: Prices | None
 
 
+class Possible(NamedTuple):
+    """What may be charged, in whichever of some ways an answer is served.
+
+    Attributes:
+        prices: Those that differ.
+        is_known: Whether there is a price for each of the ways.
+    """
+
+    since: datetime
+    until: datetime
+    prices: Sequence[Prices]
+    is_known: bool
+
+
 class Offers:
     """Prices and facts by target. Facts do not change, and are looked up once for each model."""
 
     def __init__(self, prices: PriceBook) -> None:
         self._prices = prices
         self._latest: dict[tuple[str | None, ...], _Latest] = {}
+        self._possible: dict[tuple[object, ...], Possible] = {}
         self.facts = lru_cache(maxsize=_REMEMBERED_MODELS)(self._facts)
 
     def prices(
@@ -60,6 +76,27 @@ class Offers:
         prices = self._found(provider, target, at, service_tier, region)
         self._latest[asked] = _Latest(minute, minute + _MINUTE, prices)
         return prices
+
+    def possible(self, provider: Provider, target: Target, at: datetime, tiers: Sequence[str | None]) -> Possible:
+        """What a provider's target costs at a time, the usual price first, in whichever region it is served.
+
+        Args:
+            tiers: The service tiers that the answer may come in.
+        """
+        asked = (target.provider, target.model, target.credential, tiers)
+        known = self._possible.get(asked)
+        if known is not None and known.since <= at < known.until:
+            return known
+        if len(self._possible) >= _REMEMBERED_MODELS:
+            self._possible.clear()
+        ways = product(tiers, (None, *provider.priced_regions))
+        found = [self.prices(provider, target, at, tier, region) for tier, region in ways]
+        # Where a tier has no price of its own, the usual one stands in for it: what comes to the same is asked once.
+        distinct = {each.terms: each for each in reversed(found) if each is not None}
+        prices = tuple(reversed(distinct.values()))
+        minute = at.replace(second=0, microsecond=0)
+        known = self._possible[asked] = Possible(minute, minute + _MINUTE, prices, None not in found)
+        return known
 
     def _found(
         self, provider: Provider, target: Target, at: datetime, service_tier: str | None, region: str | None

@@ -6,6 +6,8 @@ bytes → principal → request → candidates → (answer | target → attempt)
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import orjson
 
@@ -25,10 +27,12 @@ from llmproxy.errors import (
     Refused,
     UpstreamError,
     UpstreamUnsupported,
+    UpstreamWithheld,
 )
-from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request
+from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request, StateKey
 from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
+from llmproxy.hookcalls import Finished
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
@@ -38,6 +42,9 @@ from llmproxy.records import Bodies
 from llmproxy.services import Clock, Log, Tasks
 from llmproxy.splice import decode_object
 from llmproxy.stream import BodyCapture, Client, relay
+
+_HEAD_IS_TOLD: Final = StateKey[bool]("head_is_told")
+_NO_BODIES: Final = Bodies()
 
 
 class Pipeline:
@@ -112,6 +119,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the client is told and the row is written
             known = error if isinstance(error, LLMProxyError) else self._internal(exchange, error)
             self._ended_by(exchange, known)
+            self._tell_head(exchange)
             await self._refuse(exchange, client, known)
         finally:
             self._record(exchange, client, facts, bodies)
@@ -163,6 +171,7 @@ class Pipeline:
         answer = exchange.answer
         if answer is None or answer.stream is None:
             return await self._deliver_whole(exchange, client, bodies)
+        self._tell_head(exchange)
         client.open_stream([*answer.headers, *answer_head(exchange, self._clock.monotonic())])
         stream: AnswerStream | None = answer.stream
         while stream is not None:
@@ -198,11 +207,18 @@ class Pipeline:
             raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
         if bodies.response is not None:
             bodies.response.add(answer.body)
+        self._tell_head(exchange)
         await client.send(
             answer.status,
             [*answer.headers, *answer_head(exchange, self._clock.monotonic()), *cost_header(exchange)],
             answer.body,
         )
+
+    def _tell_head(self, exchange: Exchange) -> None:
+        """Have plugins add to the head of the response, unless they have: a stream may fail before its first byte."""
+        if self._hooks.on_response_head and _HEAD_IS_TOLD not in exchange.state:
+            exchange.state[_HEAD_IS_TOLD] = True
+            self._hooks.on_response_head(exchange)
 
     async def _refuse(self, exchange: Exchange, client: Client, error: LLMProxyError) -> None:
         """Tell the client, in its dialect; once a stream is open that can only be an error event."""
@@ -230,12 +246,7 @@ class Pipeline:
         record = records.completion(exchange, facts, client.status, client.bytes_sent, bodies)
         self._journal.end(exchange.id, record | self._quotas.charges(exchange))
         self._quotas.let_go(exchange)
-        is_whole_stream = exchange.outcome is Outcome.SUCCEEDED and exchange.answer and exchange.answer.stream
-        if self._hooks.on_complete or (self._hooks.post_response and is_whole_stream):
-            # In a task of its own: the client, and the cancellation it may have caused, are done with.
-            # Entered here already, or the task would find its plugins shut down when it begins.
-            self._exchanges.enter()
-            self._tasks.start("on_complete", self._complete(exchange, after_stream=bool(is_whole_stream)))
+        self._complete(exchange)
 
     def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:
         if exchange.answer is not None and exchange.answer.stream is not None:
@@ -250,28 +261,46 @@ class Pipeline:
         for attempt in exchange.attempts:
             self._failover.end(exchange, attempt)
 
-    async def _complete(self, exchange: Exchange, *, after_stream: bool) -> None:
+    def _complete(self, exchange: Exchange) -> None:
+        """Tell the plugins that it is over; where that takes time, in a task of its own.
+
+        The client, and the cancellation it may have caused, are done with.
+        """
+        if self._hooks.post_response and exchange.outcome is Outcome.SUCCEEDED and _has_stream(exchange):
+            return self._start_completing(self._complete_stream(exchange, self._hooks.post_response))
+        told = self._hooks.on_complete(exchange) if self._hooks.on_complete else None
+        if told is not None and not isinstance(told, Finished):
+            self._start_completing(told)
+        return None
+
+    def _start_completing(self, completing: Awaitable[None]) -> None:
+        # Entered here already, or the task would find its plugins shut down when it begins.
+        self._exchanges.enter()
+        self._tasks.start("on_complete", self._completed(completing))
+
+    async def _completed(self, completing: Awaitable[None]) -> None:
         try:
-            if after_stream and self._hooks.post_response:
-                await self._hooks.post_response(exchange)
+            await completing
+        finally:
+            self._exchanges.leave()
+
+    async def _complete_stream(self, exchange: Exchange, tell: Callable[[Exchange], Awaitable[None]]) -> None:
+        try:
+            await tell(exchange)
         except LLMProxyError as error:
             # The client has its answer already: all that is left is to say so.
             self._log_failure(exchange, error)
         finally:
-            await self._tell_complete(exchange)
-
-    async def _tell_complete(self, exchange: Exchange) -> None:
-        try:
             if self._hooks.on_complete:
                 await self._hooks.on_complete(exchange)
-        finally:
-            self._exchanges.leave()
 
     # Small print
 
     def _bodies(self, exchange: Exchange) -> Bodies:
         workspace = self._keys.workspace(exchange.principal.workspace)
         wanted = workspace.bodies if workspace and workspace.bodies else self._audit.bodies
+        if wanted == "none":
+            return _NO_BODIES
         room = self._audit.max_body_bytes
         return Bodies(
             BodyCapture(room) if wanted in ("requests", "all") else None,
@@ -293,7 +322,7 @@ class Pipeline:
         if isinstance(error, ClientDisconnected):
             exchange.outcome = Outcome.DISCONNECTED
         else:
-            is_refusal = isinstance(error, ClientError | UpstreamUnsupported)
+            is_refusal = isinstance(error, ClientError | UpstreamUnsupported | UpstreamWithheld)
             exchange.outcome = Outcome.REFUSED if is_refusal else Outcome.FAILED
 
     def _internal(self, exchange: Exchange, error: Exception) -> LLMProxyError:
@@ -302,3 +331,7 @@ class Pipeline:
 
     def _since_start(self, exchange: Exchange) -> float:
         return self._clock.monotonic() - exchange.started_monotonic
+
+
+def _has_stream(exchange: Exchange) -> bool:
+    return exchange.answer is not None and exchange.answer.stream is not None

@@ -92,7 +92,7 @@ class Prices:
         Args:
             units: How many of each of `UNIT_CLASSES`; what is left out is not there.
         """
-        _, input_usd, output_usd = next(each for each in self._dearest if input_tokens > each[0] or each[0] == 0)
+        _, input_usd, output_usd = self._dearest[0] if not self.steps else self._dearest_at(input_tokens)
         if (input_tokens and input_usd is None) or (output_tokens and output_usd is None):
             return None
         pieces = self._pieces_usd(tuple(units.get(name, 0) for name in UNIT_CLASSES)) if units else _ZERO
@@ -116,6 +116,11 @@ class Prices:
         return replace(by_tokens, unit_rates=_scaled(self.unit_rates, factor), request_usd=self.request_usd * factor)
 
     @property
+    def terms(self) -> tuple[object, ...]:
+        """What decides what anything costs; the same for prices that differ in nothing but where they come from."""
+        return self.rates, self.steps, self.unit_rates, self.request_usd
+
+    @property
     def is_free(self) -> bool:
         """Whether it is known that tokens cost nothing."""
         return not self.request_usd and not self.steps and all(rate == 0 for rate in self.rates)
@@ -134,6 +139,9 @@ class Prices:
     def output_usd_per_mtok(self) -> Decimal | None:
         """What a million tokens of text cost, as long as the input is not a long one."""
         return _per_million(self.rates[_OUTPUT[0]])
+
+    def _dearest_at(self, input_tokens: int) -> tuple[int, Decimal | None, Decimal | None]:
+        return next(each for each in self._dearest if input_tokens > each[0] or each[0] == 0)
 
     def _rates_for(self, input_tokens: int) -> Rates:
         reached = [rates for start, rates in self.steps if input_tokens > start]

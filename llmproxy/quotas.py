@@ -13,13 +13,15 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
+from orjson import Fragment
+
 from llmproxy import records
 from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, WorstCase
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
 from llmproxy.journal import Journal
 from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases
-from llmproxy.reservations import Item, Reservation, item_for
+from llmproxy.reservations import Reservation
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks
 
@@ -113,16 +115,21 @@ class Quotas:
             raise ValueError(
                 "An allowance can be reserved once at a time, and one of the ledger's for an attempt only."
             )
+        returns = _returns(exchange) if attempt else {}
         try:
-            await self._obtain(pairs, _returns(exchange) if attempt else {})
+            # Looked at here first: hardly ever is there anything to wait for.
+            if self._lacks(pairs, returns):
+                await self._obtain(pairs, returns)
         except StorageError:
             if not fail_open:
                 raise
         # No await from here on: what is there now is still there when it is taken.
         if attempt is None:
-            return self._take([item_for(lease, amount, lease.free) for lease, amount in pairs])
+            reservation = Reservation(pairs, {})
+            reservation.take(self._clock.monotonic())
+            return reservation
         attempt.reserved = worst_case
-        return self._hold(exchange, pairs)
+        return self._hold(exchange, pairs, _returns(exchange))
 
     def remaining(self, allowance: Allowance) -> Decimal | None:
         """What this worker could still use, as far as it knows; None when it does not know."""
@@ -167,7 +174,7 @@ class Quotas:
     def charges(self, exchange: Exchange) -> Document:
         """What the exchange is charged, as a part of its record; nothing when it has reserved nothing."""
         held = exchange.state.get(_HELD)
-        return {"charges": self._charges([item for each in held for item in each.items])} if held else {}
+        return {"charges": _charges(held)} if held else {}
 
     def let_go(self, exchange: Exchange) -> None:
         """Have what the exchange did not need, once the journal knows what it did need."""
@@ -218,30 +225,18 @@ class Quotas:
         now = self._clock.monotonic()
         return next(((lease, amount) for lease, amount in lacks if lease.is_refused(amount, now)), None)
 
-    def _hold(self, exchange: Exchange, pairs: Sequence[tuple[Lease, Decimal]]) -> Reservation:
+    def _hold(
+        self, exchange: Exchange, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]
+    ) -> Reservation:
         """Reserve for an attempt: in the journal first, so that nothing has changed when that cannot be written."""
         earlier = exchange.state.get(_HELD) or []
-        returns = _returns(exchange) if earlier else {}
-        items = [item_for(lease, amount, lease.free + returns.get(lease, _ZERO)) for lease, amount in pairs]
-        held = [item for reservation in earlier for item in reservation.items]
-        self._journal.hold(exchange.id, records.hold(exchange, self._charges([*held, *items])))
-        for reservation in earlier:
-            reservation.give_surplus()
-        reservation = self._take(items)
+        reservation = Reservation(pairs, returns)
+        self._journal.hold(exchange.id, records.hold(exchange, _charges([*earlier, reservation])))
+        for each in earlier:
+            each.give_surplus()
+        reservation.take(self._clock.monotonic())
         exchange.state[_HELD] = [*earlier, reservation]
         return reservation
-
-    def _take(self, items: Sequence[Item]) -> Reservation:
-        now = self._clock.monotonic()
-        for item in items:
-            item.lease.free -= item.backed
-            item.lease.holds += 1
-            item.lease.used_at = now
-        return Reservation(items)
-
-    def _charges(self, held: Sequence[Item]) -> list[Document]:
-        holder = self._journal.owner
-        return [item.charge(holder) for item in held if item.is_recorded and item.amount]
 
     # Keeping house
 
@@ -284,13 +279,17 @@ class QuotaSettlement:
             await connection.execute(self._query, encode_json(charges).decode())
 
 
+def _charges(held: Sequence[Reservation]) -> list[Fragment]:
+    return [charge for each in held for charge in each.charges()]
+
+
 def _returns(exchange: Exchange) -> dict[Lease, Decimal]:
     """What earlier attempts of the exchange turned out not to need, and the journal does not know of yet."""
     found: dict[Lease, Decimal] = {}
     for reservation in exchange.state.get(_HELD) or ():
         if reservation.is_settled:
-            for item in reservation.items:
-                found[item.lease] = found.get(item.lease, _ZERO) + item.surplus
+            for lease, surplus in reservation.surplus:
+                found[lease] = found.get(lease, _ZERO) + surplus
     return found
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
+from orjson import Fragment
+
 from llmproxy import estimate
 from llmproxy.body_cipher import BodyCipher
 from llmproxy.errors import LLMProxyError, UpstreamError
@@ -71,14 +73,14 @@ def admission(exchange: Exchange, facts: Document, *, holds_attempts: bool = Fal
     return {**facts, "max_output_tokens": _max_output_tokens(exchange), "holds_attempts": holds_attempts}
 
 
-def hold(exchange: Exchange, charges: Sequence[Document]) -> Document:
+def hold(exchange: Exchange, charges: Sequence[Fragment]) -> Document:
     """The document written when an attempt is about to be made for which something was reserved.
 
     Args:
         charges: What of which allowance is charged should nothing else ever be written.
     """
     attempts = [_held(attempt) for attempt in exchange.attempts if attempt.reserved or attempt.usage]
-    return {"attempts": [attempt for attempt in attempts if attempt is not None], "charges": list(charges)}
+    return {"attempts": [attempt for attempt in attempts if attempt is not None], "charges": charges}
 
 
 def charged(target: Target | None, cost: Cost | None, usage: Usage | None) -> Document:
@@ -93,7 +95,8 @@ def completion(exchange: Exchange, facts: Document, http_status: int, response_b
         facts: Those of the exchange, from when it was let in.
     """
     answered = next((a for a in reversed(exchange.attempts) if a.error is None), None)
-    main = charged(answered.target if answered else exchange.target, exchange.cost, exchange.usage)
+    charge = {**_usage_columns(exchange.usage), **_cost_columns(exchange.cost)}
+    main = {**_target_columns(answered.target if answered else exchange.target), **charge}
     request = {
         **facts,
         **main,
@@ -113,7 +116,7 @@ def completion(exchange: Exchange, facts: Document, http_status: int, response_b
     }
     return {
         "request": request,
-        "attempts": [_attempt(facts, attempt) for attempt in exchange.attempts],
+        "attempts": [_attempt(facts, attempt, _own_charge(exchange, attempt, charge)) for attempt in exchange.attempts],
         "ledger": _ledger_rows(exchange, answered, request, main),
         **_bodies(exchange, bodies),
     }
@@ -158,7 +161,9 @@ def _held(attempt: Attempt) -> Document | None:
         "uncached_input_tokens": attempt.reserved.input_tokens,
         "text_output_tokens": attempt.reserved.output_tokens,
         "usage_provenance": "assumed",
-        **_cost_columns(Cost(attempt.reserved.amount_usd, "assumed", attempt.reserved.price_source)),
+        "cost_usd": None if attempt.reserved.amount_usd is None else f"{attempt.reserved.amount_usd:f}",
+        "cost_provenance": "assumed",
+        "price_source": attempt.reserved.price_source,
     }
 
 
@@ -166,7 +171,14 @@ def _max_output_tokens(exchange: Exchange) -> int | None:
     return 0 if exchange.operation is Operation.EMBEDDINGS else estimate.max_output_tokens(exchange.request.document)
 
 
-def _attempt(facts: Document, attempt: Attempt) -> Document:
+def _own_charge(exchange: Exchange, attempt: Attempt, charge: Document) -> Document:
+    """What an attempt was charged; the only one, as most are, what the exchange was."""
+    if attempt.usage is exchange.usage and attempt.cost is exchange.cost:
+        return charge
+    return {**_usage_columns(attempt.usage), **_cost_columns(attempt.cost)}
+
+
+def _attempt(facts: Document, attempt: Attempt, charge: Document) -> Document:
     error = attempt.error
     return {
         "request_id": facts["id"],
@@ -184,10 +196,8 @@ def _attempt(facts: Document, attempt: Attempt) -> Document:
         "error_message": _message(error) if error else None,
         "upstream_request_id": attempt.upstream_request_id,
         "finish_reasons": attempt.finish_reasons,
-        **_usage_columns(attempt.usage),
-        "cost_usd": _amount(attempt.cost),
-        "cost_provenance": attempt.cost.provenance if attempt.cost else None,
         "credential": attempt.target.credential,
+        **charge,
     }
 
 

@@ -42,6 +42,11 @@ class ScopedSection(Section):
             raise ValueError("the scope gateway stands alone, for all there is, and takes no match")
         return self
 
+    @property
+    def is_of_targets(self) -> bool:
+        """Whether it holds for some targets only, so that another may have room when it is reached."""
+        return "model" in self.scope or "provider" in self.scope
+
     def fits(self, names: Sequence[ScopeName]) -> bool:
         """Whether it holds for a subject with these names, one for each scope."""
         patterns = self.match or ("*",) * len(names)

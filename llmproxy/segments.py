@@ -267,7 +267,7 @@ def _storable(value: object, depth: int) -> object:
         return [_storable(item, depth + 1) for item in value]
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return hex(value)
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int, float, orjson.Fragment)):
         return value
     return _text(str(value))
 

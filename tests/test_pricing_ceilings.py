@@ -23,7 +23,7 @@ from llmproxy.ceilings import (
 )
 from llmproxy.config import PriceConfig
 from llmproxy.estimate import input_tokens
-from llmproxy.exchange import Attempt, Operation, Request, Target, Usage
+from llmproxy.exchange import Operation, Request, Target, Usage
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 from llmproxy.providers.anthropic import Anthropic
@@ -58,7 +58,7 @@ def worst(kind: type[Provider], model: str, *prices: PriceConfig, **members: Any
     """The worst case of an attempt at a model."""
     accounting = accounting_for(kind, *prices)
     asked = request({"model": model, "messages": [{"role": "user", "content": "Hi"}], **members})
-    return accounting.worst_case(Attempt(1, Target(kind.kind, model), asked, NOW, 0.0), 4096)
+    return accounting.ceiling(Target(kind.kind, model), NOW)(asked, 4096)
 
 
 @settings(max_examples=200, deadline=None)
@@ -192,7 +192,7 @@ def test_no_answer_costs_more_than_its_worst_case(data: st.DataObject) -> None:
     text = "x" * data.draw(st.integers(1, 300_000))
     asked = request({"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 5000, **speed})
     target = Target("anthropic", model)
-    found = accounting.worst_case(Attempt(1, target, asked, NOW, 0.0), 4096)
+    found = accounting.ceiling(target, NOW)(asked, 4096)
     cut = sorted(data.draw(st.lists(st.integers(0, found.input_tokens), min_size=3, max_size=3)))
     usage = Usage(
         uncached_input_tokens=cut[0],

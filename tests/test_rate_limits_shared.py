@@ -46,7 +46,7 @@ class Member:
     async def admits(self) -> bool:
         """Whether a request is let in, and ends at once."""
         with suppress(RateLimited):
-            await self.plugin.on_complete(await self.let_in())
+            self.plugin.on_complete(await self.let_in())
             return True
         return False
 
@@ -169,7 +169,7 @@ async def test_slots_are_shared(cluster: Cluster) -> None:
         with pytest.raises(RateLimited):
             await member.let_in()
     for exchange in running:
-        await first.plugin.on_complete(exchange)
+        first.plugin.on_complete(exchange)
     first.worker.clock.advance(1)
     await wait_until(lambda: bool(first.worker.database._listener._subscriptions))
     running_there += [await second.let_in() for _ in range(15)]
@@ -201,7 +201,7 @@ async def test_a_worker_taken_for_dead_holds_again_what_is_in_use(cluster: Clust
     await other.let_in()
     paused.worker.clock.advance(LIFETIME_SECONDS)
     await paused.plugin.slots.confirm()
-    await paused.plugin.on_complete(running[0])
+    paused.plugin.on_complete(running[0])
     with pytest.raises(RateLimited):
         await paused.let_in()
     with pytest.raises(RateLimited):
@@ -228,7 +228,7 @@ async def test_a_request_given_up_while_it_waits_keeps_nothing(cluster: Cluster,
             await asyncio.sleep(0.02 * moment)
             task.cancel()
             with suppress(asyncio.CancelledError, LLMProxyError):
-                await member.plugin.on_complete(await task)
+                member.plugin.on_complete(await task)
         member.worker.clock.advance(1)
         assert [pool.used for pool in member.plugin.slots._pools.values()] == [0]
         assert await member.admits()
@@ -262,8 +262,10 @@ async def test_state_of_an_exchange_is_settled_once(cluster: Cluster) -> None:
     """A request that was let in is used in full when it has ended."""
     member = await cluster(limit(requests=10))
     exchange = await member.let_in()
-    await member.plugin.on_complete(exchange)
-    reservation = exchange.state[HELD].request.reservation
+    member.plugin.on_complete(exchange)
+    held = exchange.state[HELD].request
+    assert held is not None
+    reservation = held.reservation
     assert reservation is not None
     reservation.settle([Decimal(0)])
     used = [await member.admits() for _ in range(12)]

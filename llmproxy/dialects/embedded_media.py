@@ -32,15 +32,22 @@ class EmbeddedMedia(NamedTuple):
     size_bytes: int
 
 
-def embedded_media(document: Document) -> Iterator[EmbeddedMedia]:
+def embedded_media(document: Document) -> list[EmbeddedMedia]:
     """What is not text in the messages of a request, whatever a client wrote into it."""
     messages = document.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind in _KINDS:
-                yield EmbeddedMedia(_KINDS[kind], _text_size(part, _MAX_DEPTH))
+    if not isinstance(messages, list):
+        return []
+    # Most messages are a string: those that have parts are few, and looked at more closely.
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return [media for content in contents if isinstance(content, list) for media in _in_parts(content)]
+
+
+# The parts are whatever the client sent.
+def _in_parts(parts: list[Any]) -> Iterator[EmbeddedMedia]:
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in _KINDS:
+            yield EmbeddedMedia(_KINDS[kind], _text_size(part, _MAX_DEPTH))
 
 
 # The value is whatever the client sent.

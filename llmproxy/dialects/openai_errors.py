@@ -11,7 +11,7 @@ import orjson
 
 from llmproxy.dialects.refusals import client_form, failure_of, masked
 from llmproxy.dialects.retry_after import retry_after_seconds
-from llmproxy.errors import Failure, LLMProxyError, MethodNotAllowed, UpstreamError, UpstreamRefused
+from llmproxy.errors import Failure, LLMProxyError, MethodNotAllowed, UpstreamError, UpstreamRefused, UpstreamWithheld
 from llmproxy.exchange import Document, Operation
 from llmproxy.sse import encode_event
 
@@ -70,6 +70,8 @@ def error_event(error: LLMProxyError, request_id: str | None) -> bytes:
 
 
 def _type(error: LLMProxyError) -> str:
+    if isinstance(error, UpstreamWithheld):
+        return error.refusal.type
     if not isinstance(error, UpstreamRefused):
         return error.type
     return error.native_type or client_form(error.failure, error.http_status).type

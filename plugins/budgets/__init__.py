@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.api import (
     AllowanceExhausted,
@@ -13,16 +12,18 @@ from llmproxy.api import (
     Attempt,
     BudgetExceeded,
     Exchange,
+    LLMProxyError,
     Refused,
     Reservation,
     Router,
     Services,
     StateKey,
+    UpstreamWithheld,
     hookimpl,
 )
 from llmproxy_plugins.budgets.alerts import Watch
 from llmproxy_plugins.budgets.cutting import CutStream
-from llmproxy_plugins.budgets.limits import Limits, Plan, reserved_for, used_by
+from llmproxy_plugins.budgets.limits import Applied, Limits, Plan, reserved_for, used_by
 from llmproxy_plugins.budgets.operators import Operators
 from llmproxy_plugins.budgets.settings import BudgetsConfig, zone
 
@@ -33,8 +34,7 @@ RESERVED_SECONDS: Final = 1.0
 _ZERO: Final = Decimal(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """What one attempt has reserved."""
 
     plan: Plan
@@ -89,31 +89,31 @@ class Budgets:
             self.watch.meet(each)
         if plan.throttled and attempt.number == 1:
             await self._throttle(exchange, plan)
-        amounts = reserved_for(worst)
+        amounts = [reserved_for(worst, unit) for unit in plan.units]
         try:
             reservation = await self.services.quotas.reserve(
                 exchange,
-                [(allowance, amounts[unit]) for allowance, unit in zip(plan.allowances, plan.units, strict=True)],
+                list(zip(plan.allowances, amounts, strict=True)),
                 attempt=attempt,
                 worst_case=worst,
                 fail_open=self.config.fail == "open",
             )
         except AllowanceExhausted as exhausted:
-            raise self._refusal(exchange, plan, exhausted) from exhausted
-        earlier = exchange.state.get(HELD)
-        exchange.state[HELD] = {**(earlier or {}), attempt.number: Held(plan, amounts["usd"], reservation)}
+            raise self._refused(exchange, plan, exhausted) from exhausted
+        held = exchange.state.get(HELD)
+        if held is None:
+            held = exchange.state[HELD] = {}
+        held[attempt.number] = Held(plan, worst.amount_usd or _ZERO, reservation)
 
     @hookimpl
     def on_answer(self, exchange: Exchange, attempt: Attempt, answer: Answer) -> Answer | None:
-        """Say in the head of a stream what is left, and have it end where its reservation does."""
-        held = _held(exchange, attempt)
-        if held is None or answer.stream is None:
+        """Have a stream end where its reservation does."""
+        if not self.config.cut_streams or answer.stream is None or _held(exchange, attempt) is None:
             return None
-        self._say_what_is_left(exchange, held.plan, _ZERO)
-        if self.config.cut_streams and attempt.progress is not None and attempt.reserved is not None:
-            answer.stream = CutStream(answer.stream, attempt.progress, attempt.reserved.output_tokens)
-            return answer
-        return None
+        if attempt.progress is None or attempt.reserved is None:
+            return None
+        answer.stream = CutStream(answer.stream, attempt.progress, attempt.reserved.output_tokens)
+        return answer
 
     @hookimpl
     def post_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
@@ -121,14 +121,20 @@ class Budgets:
         held = _held(exchange, attempt)
         if held is None:
             return
-        used = used_by(attempt)
-        held.reservation.settle([used[unit] for unit in held.plan.units])
+        held.reservation.settle([used_by(attempt, unit) for unit in held.plan.units])
         if held.reservation.has_overrun:
             exchange.decide(self.name, "charged more than was reserved", "the answer was larger than could be foreseen")
             self.services.log.warning("budget_overrun", request_id=exchange.id, model=attempt.target.name)
-        if attempt.progress is None:
-            # What was not needed is about to go back.
-            self._say_what_is_left(exchange, held.plan, max(held.amount_usd - used["usd"], _ZERO))
+
+    @hookimpl
+    def on_response_head(self, exchange: Exchange) -> None:
+        """Say what is left."""
+        for attempt in reversed(exchange.attempts):
+            if (held := _held(exchange, attempt)) is not None:
+                # What was not needed is about to go back.
+                surplus = max(held.amount_usd - used_by(attempt, "usd"), _ZERO) if attempt.is_over else _ZERO
+                return self._say_what_is_left(exchange, held.plan, surplus)
+        return None
 
     # Small print
 
@@ -142,8 +148,12 @@ class Budgets:
         exchange.decide(self.name, f"delayed by {seconds:.1f} s", f"{share:.0%} of a budget is used")
         await self.services.clock.sleep(seconds)
 
-    def _refusal(self, exchange: Exchange, plan: Plan, exhausted: AllowanceExhausted) -> BudgetExceeded:
+    def _refused(self, exchange: Exchange, plan: Plan, exhausted: AllowanceExhausted) -> LLMProxyError:
         found = next(each for each in plan.applied if each.allowance.name == exhausted.allowance.name)
+        refusal = self._refusal(exchange, found, exhausted)
+        return UpstreamWithheld(refusal) if found.budget.limit.is_of_targets else refusal
+
+    def _refusal(self, exchange: Exchange, found: Applied, exhausted: AllowanceExhausted) -> BudgetExceeded:
         limit, subject, until = found.budget.limit, found.budget.subject, exhausted.allowance.until
         window = (
             f"{'last' if limit.rolling else 'current'} {limit.window}" if limit.window != "lifetime" else "lifetime"
@@ -166,12 +176,10 @@ class Budgets:
         remaining = map(self.services.quotas.remaining, plan.hard_usd)
         left = [amount for amount in remaining if amount is not None]
         over = [each.budget.subject for each in plan.soft if self.watch.used_share(each) >= 1]
-        head = [(name, value) for name, value in exchange.response_headers if name not in (REMAINING, EXCEEDED)]
         if left:
-            head.append((REMAINING, f"{max(min(left) + surplus, _ZERO).normalize():f}"))
+            exchange.response_headers.append((REMAINING, f"{max(min(left) + surplus, _ZERO).normalize():f}"))
         if over:
-            head.append((EXCEEDED, "; ".join(over)))
-        exchange.response_headers = head
+            exchange.response_headers.append((EXCEEDED, "; ".join(over)))
 
 
 def _unpriced(attempt: Attempt) -> Refused:

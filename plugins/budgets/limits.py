@@ -30,7 +30,6 @@ _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _END: Final = datetime.max.replace(tzinfo=UTC)
 _ONE: Final = Decimal(1)
 _ZERO: Final = Decimal(0)
-_NOTHING: Final[Mapping[Unit, Decimal]] = {"usd": _ZERO, "tokens": _ZERO, "requests": _ZERO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,17 +192,20 @@ class Limits:
         return (group, budget) if budget is not None and budget.name == name else None
 
 
-def reserved_for(worst: WorstCase) -> Mapping[Unit, Decimal]:
-    """What an attempt reserves, by unit."""
-    return {"usd": worst.amount_usd or _ZERO, "tokens": Decimal(worst.total_tokens), "requests": _ONE}
+def reserved_for(worst: WorstCase, unit: Unit) -> Decimal:
+    """What an attempt reserves of a unit."""
+    if unit == "usd":
+        return worst.amount_usd or _ZERO
+    return Decimal(worst.total_tokens) if unit == "tokens" else _ONE
 
 
-def used_by(attempt: Attempt) -> Mapping[Unit, Decimal]:
-    """What an attempt has used, by unit: what its row in the ledger says, and nothing where it has none."""
+def used_by(attempt: Attempt, unit: Unit) -> Decimal:
+    """What an attempt has used of a unit: what its row in the ledger says, and nothing where it has none."""
     if attempt.usage is None:
-        return _NOTHING
-    amount_usd = attempt.cost.amount_usd if attempt.cost else None
-    return {"usd": amount_usd or _ZERO, "tokens": Decimal(attempt.usage.total_tokens), "requests": _ONE}
+        return _ZERO
+    if unit == "usd":
+        return (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
+    return Decimal(attempt.usage.total_tokens) if unit == "tokens" else _ONE
 
 
 def kind_of(limit: Limit) -> Kind:

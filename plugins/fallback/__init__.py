@@ -40,7 +40,7 @@ from llmproxy_plugins.fallback.story import Story, ask_for_the_rest, asks_for_re
 _NOT_THE_TARGETS: Final = frozenset(
     {
         *(Failure.INVALID_REQUEST, Failure.UNSUPPORTED, Failure.CONTEXT_LENGTH, Failure.CONTENT_POLICY),
-        Failure.SUPERSEDED,
+        *(Failure.WITHHELD, Failure.SUPERSEDED),
     }
 )
 _NEXT: Final = StateKey[Target | None]("fallback.next")

@@ -21,7 +21,7 @@ _OF_OUR_ACCOUNT: Final = frozenset({Failure.AUTH, Failure.QUOTA})
 _TELLING: Final = (
     *(Failure.CONTEXT_LENGTH, Failure.CONTENT_POLICY, Failure.INVALID_REQUEST),
     *(Failure.RATE_LIMIT, Failure.OVERLOADED, Failure.TIMEOUT, Failure.CUT, Failure.BROKEN, Failure.CONNECT),
-    *(Failure.UNSUPPORTED, Failure.MODEL, Failure.QUOTA, Failure.AUTH, Failure.SUPERSEDED),
+    *(Failure.WITHHELD, Failure.UNSUPPORTED, Failure.MODEL, Failure.QUOTA, Failure.AUTH, Failure.SUPERSEDED),
 )
 # Waiting helps against these; what they say on how long may be passed on.
 _PASSING: Final = frozenset(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
 from llmproxy.api import (
     AllowanceExhausted,
-    Answer,
     Attempt,
     Exchange,
+    LLMProxyError,
     RateLimited,
     Reservation,
     Services,
     StateKey,
     StorageError,
-    Usage,
+    UpstreamWithheld,
     hookimpl,
 )
-from llmproxy_plugins.rate_limits.headers import Standing, say, without_ours
-from llmproxy_plugins.rate_limits.limits import SLOTS, TOKENS, Limits, Rule
+from llmproxy_plugins.rate_limits.headers import Standing, say
+from llmproxy_plugins.rate_limits.limits import SLOTS, Limits, Plan, Rule
 from llmproxy_plugins.rate_limits.reopening import Reopening
 from llmproxy_plugins.rate_limits.settings import RateLimitsConfig, Unit
 from llmproxy_plugins.rate_limits.slots import Slots, SlotsTaken
@@ -37,11 +38,10 @@ _ZERO: Final = Decimal(0)
 
 @dataclass(slots=True)
 class Hold:
-    """What a request, or one of its attempts, has of its limits."""
+    """What a request, or one of its attempts, has of its limits: so much of each that its plan counts."""
 
-    slots: Sequence[Rule] = ()
-    counted: Sequence[tuple[Rule, Window]] = ()
-    amounts: Sequence[Decimal] = ()
+    plan: Plan
+    amounts: Sequence[Decimal]
     reservation: Reservation | None = None
 
     def settle(self, used: Sequence[Decimal]) -> None:
@@ -55,11 +55,13 @@ class Held:
     """What an exchange has of its limits.
 
     Attributes:
+        refused: When a limit has no room, what clients are told of in place of all that they are held to.
         overrun: What attempts have used beyond what was reserved for them.
     """
 
-    request: Hold = field(default_factory=Hold)
+    request: Hold | None = None
     attempts: dict[int, Hold] = field(default_factory=dict)
+    refused: Plan | None = None
     overrun: list[tuple[Rule, Window, Decimal]] = field(default_factory=list)
 
 
@@ -98,150 +100,153 @@ class RateLimits:
         if exchange.origin is not None:
             # The client's own request, which this one is made for, has been let in.
             return
-        if rules := self.limits.of_request(exchange):
+        plan = self.limits.of_request(exchange)
+        if plan.counted or plan.slots:
             held = exchange.state[HELD] = Held()
-            held.request = await self._take(exchange, rules, {})
-            self._say(exchange, held)
+            held.request = await self._take(exchange, held, plan, [_ONE] * len(plan.counted))
 
     @hookimpl
     async def pre_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """Reserve what the attempt is likely to take, or refuse the request."""
-        rules = self.limits.of_attempt(exchange, attempt.target)
-        if not rules:
+        plan = self.limits.of_attempt(exchange, attempt.target)
+        if not plan.counted and not plan.slots:
             return
         held = exchange.state.get(HELD)
         if held is None:
             held = exchange.state[HELD] = Held()
-        try:
-            held.attempts[attempt.number] = await self._take(exchange, rules, self._estimate(attempt, rules))
-        except RateLimited:
-            # Refused by one limit, it has taken nothing of any other; what went to a provider has been used.
-            if not any(each.is_sent for each in exchange.attempts):
-                held.request.settle([_ZERO] * len(held.request.amounts))
-            raise
-
-    @hookimpl
-    def on_answer(self, exchange: Exchange, attempt: Attempt, answer: Answer) -> Answer | None:
-        """Tell the client of its own limits, in place of the gateway's at the provider."""
-        held = exchange.state.get(HELD)
-        if held is None:
-            return None
-        self._say(exchange, held)
-        answer.headers = without_ours(exchange, answer.headers)
-        return answer
+        held.refused = None
+        held.attempts[attempt.number] = await self._take(exchange, held, plan, self._estimate(attempt, plan))
 
     @hookimpl
     def post_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """Settle what the attempt has used."""
         held = exchange.state.get(HELD)
-        if held is None:
+        hold = held.attempts.get(attempt.number) if held else None
+        if held is None or hold is None:
             return
-        attempt.headers = without_ours(exchange, attempt.headers)
-        hold = held.attempts.get(attempt.number)
-        if hold is None:
-            return
-        self.slots.release(hold.slots)
-        used = [_used(rule.unit, attempt) for rule, _ in hold.counted]
+        self.slots.release(hold.plan.slots)
+        used = [_used(unit, attempt) for unit in hold.plan.units]
         # What is beyond the estimate has its turn in on_complete, in whichever window that is.
-        hold.settle([min(amount, actual) for amount, actual in zip(hold.amounts, used, strict=True)])
-        for (rule, window), amount, actual in zip(hold.counted, hold.amounts, used, strict=True):
+        hold.settle(list(map(min, hold.amounts, used)))
+        for (rule, window), amount, actual in zip(hold.plan.counted, hold.amounts, used, strict=True):
             if actual > amount:
                 held.overrun.append((rule, window, actual - amount))
-        if attempt.progress is None:
-            self._say(exchange, held)
 
     @hookimpl
-    async def on_complete(self, exchange: Exchange) -> None:
+    def on_response_head(self, exchange: Exchange) -> None:
+        """Tell the client of its own limits, in place of the gateway's at the provider."""
+        held = exchange.state.get(HELD)
+        if held is None:
+            return None
+        now = self.services.clock.now()
+        if held.refused is not None:
+            return say(exchange, self._standings([held.refused], now), now)
+        last = held.attempts[max(held.attempts)] if held.attempts else None
+        return say(
+            exchange, self._standings([hold.plan for hold in (held.request, last) if hold is not None], now), now
+        )
+
+    @hookimpl
+    def on_complete(self, exchange: Exchange) -> None:
         """Free the slots, and take what was used beyond the estimates, as far as there is room for it."""
         held = exchange.state.get(HELD)
         if held is None:
             return
-        self.slots.release(held.request.slots)
-        held.request.settle(held.request.amounts)
-        for rule, window, amount in held.overrun:
-            await self._charge(exchange, rule, window, amount)
+        if held.request is not None:
+            self.slots.release(held.request.plan.slots)
+            # Refused by one limit, it has taken nothing of any other; what went to a provider has been used.
+            is_used = held.refused is None or any(attempt.is_sent for attempt in exchange.attempts)
+            held.request.settle(held.request.amounts if is_used else [_ZERO] * len(held.request.amounts))
+        if held.overrun:
+            self.services.tasks.start("rate limit overrun", self._charge(exchange, held.overrun))
 
     # Small print
 
-    async def _take(self, exchange: Exchange, rules: Sequence[Rule], amounts: Mapping[Unit, Decimal]) -> Hold:
-        """All that is wanted, or nothing. Raises RateLimited and StorageError."""
-        hold = Hold(
-            slots=[rule for rule in rules if rule.window is None],
-            counted=[(rule, rule.window) for rule in rules if rule.window is not None],
-        )
-        hold.amounts = [amounts.get(rule.unit, _ONE) for rule, _ in hold.counted]
-        now = self.services.clock.now()
-        allowances = [self.limits.allowance(rule, window, now) for rule, window in hold.counted]
+    async def _take(self, exchange: Exchange, held: Held, plan: Plan, amounts: Sequence[Decimal]) -> Hold:
+        """All that is wanted, or nothing. Raises RateLimited, UpstreamWithheld and StorageError."""
+        if plan.slots:
+            await self._acquire(exchange, held, plan)
+        hold = Hold(plan, amounts)
+        if not plan.counted:
+            return hold
+        wants = list(zip(plan.allowances(self.services.clock.now()), amounts, strict=True))
         try:
-            await self.slots.acquire(hold.slots, fail_open=self.fail_open)
-        except SlotsTaken as taken:
-            raise self._refusal(exchange, taken.rule, SLOT_SECONDS) from None
-        try:
-            wants = list(zip(allowances, hold.amounts, strict=True))
-            if wants:
-                hold.reservation = await self.services.quotas.reserve(exchange, wants, fail_open=self.fail_open)
+            hold.reservation = await self.services.quotas.reserve(exchange, wants, fail_open=self.fail_open)
         except BaseException as error:
-            self.slots.release(hold.slots)
+            self.slots.release(plan.slots)
             if isinstance(error, AllowanceExhausted):
-                raise await self._exhausted(exchange, hold, error) from None
+                raise await self._exhausted(exchange, held, hold, error) from None
             raise
         return hold
 
-    async def _exhausted(self, exchange: Exchange, hold: Hold, error: AllowanceExhausted) -> RateLimited:
+    async def _acquire(self, exchange: Exchange, held: Held, plan: Plan) -> None:
+        try:
+            await self.slots.acquire(plan.slots, fail_open=self.fail_open)
+        except SlotsTaken as taken:
+            held.refused = Plan([], self.limits.allowance)
+            raise self._refusal(exchange, taken.rule, SLOT_SECONDS) from None
+
+    async def _exhausted(self, exchange: Exchange, held: Held, hold: Hold, error: AllowanceExhausted) -> LLMProxyError:
         allowance = error.allowance
-        number = next(n for n, (rule, _) in enumerate(hold.counted) if rule.name == allowance.name)
-        (rule, window), amount = hold.counted[number], hold.amounts[number]
-        self._say_of(exchange, [(rule, window)])
+        number = next(n for n, (rule, _) in enumerate(hold.plan.counted) if rule.name == allowance.name)
+        (rule, window), amount = hold.plan.counted[number], hold.amounts[number]
+        held.refused = Plan([rule], self.limits.allowance)
         if amount > rule.cap:
-            exchange.response_headers = [*exchange.response_headers, ("x-should-retry", "false")]
+            exchange.response_headers.append(("x-should-retry", "false"))
             exchange.decide(self.name, "refused", f"{rule.name} has never room for {amount}")
-            return RateLimited(f"{rule} is less than this request is likely to take, {amount}; ask for less at a time.")
+            sentence = f"{rule} is less than this request is likely to take, {amount}; ask for less at a time."
+            return _refused(rule, RateLimited(sentence))
         return self._refusal(exchange, rule, await self.reopening.seconds(allowance, window, amount))
 
-    def _refusal(self, exchange: Exchange, rule: Rule, seconds: float) -> RateLimited:
+    def _refusal(self, exchange: Exchange, rule: Rule, seconds: float) -> LLMProxyError:
         exchange.decide(self.name, "refused", f"{rule.name} has no room")
-        return RateLimited(f"{rule} is reached; try again in {seconds:.3g} s.", retry_after_seconds=seconds)
+        sentence = f"{rule} is reached; try again in {seconds:.3g} s."
+        return _refused(rule, RateLimited(sentence, retry_after_seconds=seconds))
 
-    def _estimate(self, attempt: Attempt, rules: Sequence[Rule]) -> Mapping[Unit, Decimal]:
-        if not any(rule.unit in TOKENS for rule in rules):
-            return {}
+    def _estimate(self, attempt: Attempt, plan: Plan) -> Sequence[Decimal]:
+        if not plan.counts_tokens:
+            return [_ONE] * len(plan.units)
         worst = attempt.worst_case(self.config.assumed_output_tokens)
         # The worst case counts every byte of text as a token, and knows what images take; here it is what is likely.
         likely = max(1, min(worst.input_tokens, attempt.request.size_bytes // _BYTES_PER_TOKEN))
         output = min(worst.output_tokens, self.config.assumed_output_tokens)
-        return {"input_tokens": Decimal(likely), "output_tokens": Decimal(output), "tokens": Decimal(likely + output)}
+        tokens = {"input_tokens": likely, "output_tokens": output, "tokens": likely + output}
+        return [Decimal(tokens.get(unit, 1)) for unit in plan.units]
 
-    async def _charge(self, exchange: Exchange, rule: Rule, window: Window, amount: Decimal) -> None:
-        allowance = self.limits.allowance(rule, window, self.services.clock.now())
-        room = self.services.quotas.remaining(allowance)
-        wanted = amount if room is None else min(amount, room)
-        if wanted <= 0:
-            return
-        try:
-            reservation = await self.services.quotas.reserve(exchange, [(allowance, wanted)])
-            reservation.settle([wanted])
-        except (AllowanceExhausted, StorageError):
-            exchange.decide(self.name, "not counted", f"{amount} tokens beyond what was reserved of {rule.name}")
+    async def _charge(self, exchange: Exchange, overrun: Sequence[tuple[Rule, Window, Decimal]]) -> None:
+        for rule, window, amount in overrun:
+            allowance = self.limits.allowance(rule, window, self.services.clock.now())
+            room = self.services.quotas.remaining(allowance)
+            wanted = amount if room is None else min(amount, room)
+            if wanted <= 0:
+                continue
+            try:
+                reservation = await self.services.quotas.reserve(exchange, [(allowance, wanted)])
+                reservation.settle([wanted])
+            except (AllowanceExhausted, StorageError):
+                self.services.log.warning("rate_limit_overrun_not_counted", request_id=exchange.id, limit=rule.name)
 
-    def _say(self, exchange: Exchange, held: Held) -> None:
-        last = held.attempts.get(max(held.attempts)) if held.attempts else None
-        self._say_of(exchange, [*held.request.counted, *(last.counted if last else ())])
+    def _standings(self, plans: Sequence[Plan], now: datetime) -> Iterator[Standing]:
+        for plan in plans:
+            for (rule, window), allowance in zip(plan.counted, plan.allowances(now), strict=True):
+                remaining = self.services.quotas.remaining(allowance)
+                left = allowance.cap or _ZERO if remaining is None else remaining
+                unit = "requests" if rule.unit == "requests" else "tokens"
+                yield Standing(unit, rule.most, window, left, float(left) / rule.cap)
 
-    def _say_of(self, exchange: Exchange, counted: Sequence[tuple[Rule, Window]]) -> None:
-        now = self.services.clock.now()
-        standings = []
-        for rule, window in counted:
-            remaining = self.services.quotas.remaining(self.limits.allowance(rule, window, now))
-            left = Decimal(rule.cap) if remaining is None else remaining
-            unit = "requests" if rule.unit == "requests" else "tokens"
-            standings.append(Standing(unit, rule.most, rule.cap, left, window.reset_seconds(now)))
-        say(exchange, standings)
+
+def _refused(rule: Rule, refusal: RateLimited) -> LLMProxyError:
+    """For the client; where it is the target that has no room, for whoever looks for another target first."""
+    return UpstreamWithheld(refusal) if rule.limit.is_of_targets else refusal
 
 
 def _used(unit: Unit, attempt: Attempt) -> Decimal:
     """What an attempt has used; a request counts once it has reached the provider."""
     if unit == "requests":
         return _ONE if attempt.is_sent else _ZERO
-    usage = attempt.usage or Usage()
-    tokens = {"tokens": usage.total_tokens, "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-    return Decimal(tokens[unit])
+    usage = attempt.usage
+    if usage is None:
+        return _ZERO
+    if unit == "tokens":
+        return Decimal(usage.total_tokens)
+    return Decimal(usage.input_tokens if unit == "input_tokens" else usage.output_tokens)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Final, NamedTuple
 
 from llmproxy.api import Exchange, Headers
+from llmproxy_plugins.rate_limits.windows import Window
 
-NAMES: Final = frozenset(
-    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
-)
+# The limit, what is left of it, and when all of it is there again.
+NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
+    unit: (f"x-ratelimit-limit-{unit}", f"x-ratelimit-remaining-{unit}", f"x-ratelimit-reset-{unit}")
+    for unit in ("requests", "tokens")
+}
+_UNITS: Final = {name: unit for unit, names in NAMES.items() for name in names}
 
 
 class Standing(NamedTuple):
@@ -18,31 +23,34 @@ class Standing(NamedTuple):
 
     Attributes:
         unit: `requests` or `tokens`, which is all there is in OpenAI's words.
+        limit: What the configuration says.
+        left: Which share of what may be used is left.
     """
 
     unit: str
     limit: int
-    cap: int
+    window: Window
     remaining: Decimal
-    reset_seconds: float
+    left: float
 
 
-def say(exchange: Exchange, standings: Sequence[Standing]) -> None:
-    """Have the answer's head tell of the tightest limit of each unit."""
+def say(exchange: Exchange, standings: Iterable[Standing], now: datetime) -> None:
+    """Have the answer's head tell of the tightest limit of each unit, and of none of the provider's."""
     tightest: dict[str, Standing] = {}
     for standing in standings:
         known = tightest.get(standing.unit)
-        if known is None or standing.remaining / standing.cap < known.remaining / known.cap:
+        if known is None or standing.left < known.left:
             tightest[standing.unit] = standing
-    head = [field for standing in tightest.values() for field in _fields(standing)]
-    said = {name for name, _ in head}
-    exchange.response_headers = [*(each for each in exchange.response_headers if each[0] not in said), *head]
-
-
-def without_ours(exchange: Exchange, headers: Headers) -> Headers:
-    """A provider's headers without those that the gateway says itself."""
-    said = NAMES.intersection(name for name, _ in exchange.response_headers)
-    return tuple(each for each in headers if each[0] not in said) if said else headers
+    for unit, (_, limit, window, remaining, _) in tightest.items():
+        names = NAMES[unit]
+        left = str(int(remaining)) if remaining > 0 else "0"
+        reset = duration(window.reset_seconds(now))
+        exchange.response_headers += zip(names, (str(limit), left, reset), strict=True)
+    if exchange.answer is not None:
+        exchange.answer.headers = _without(tightest, exchange.answer.headers)
+    for attempt in exchange.attempts:
+        if attempt.headers:
+            attempt.headers = _without(tightest, attempt.headers)
 
 
 def duration(seconds: float) -> str:
@@ -56,10 +64,8 @@ def duration(seconds: float) -> str:
     return f"{longer}{rest / 1000:g}s"
 
 
-def _fields(standing: Standing) -> Headers:
-    remaining = max(int(standing.remaining), 0)
-    return (
-        (f"x-ratelimit-limit-{standing.unit}", str(standing.limit)),
-        (f"x-ratelimit-remaining-{standing.unit}", str(remaining)),
-        (f"x-ratelimit-reset-{standing.unit}", duration(standing.reset_seconds)),
-    )
+def _without(units: Container[str], headers: Headers) -> Headers:
+    """A provider's headers without those that the gateway says itself."""
+    if not any(name in _UNITS for name, _ in headers):
+        return headers
+    return [each for each in headers if _UNITS.get(each[0]) not in units]

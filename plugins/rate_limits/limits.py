@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from llmproxy.api import Allowance, Exchange, Scope, ScopeName, Scopes, Target, spoken_subject
 from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
-from llmproxy_plugins.rate_limits.windows import Window, window_of
+from llmproxy_plugins.rate_limits.windows import EPOCH, Window, window_of
 
 PREFIX: Final = "rate_limits:"
 SLOTS: Final[tuple[Unit, ...]] = ("concurrent", "concurrent_streams")
@@ -27,6 +27,8 @@ _THINGS: Final[Mapping[Unit, str]] = {
     "concurrent_streams": "streams",
 }
 _REMEMBERED_SUBJECTS: Final = 10_000
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+_END: Final = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,33 @@ class Rule:
     def __str__(self) -> str:
         pace = f" per {self.limit.window}" if self.window else " at the same time"
         return f"The limit of {self.most} {_THINGS[self.unit]}{pace} of {self.subject}"
+
+
+class Plan:
+    """The limits of all requests that are alike, or of all their attempts at one target.
+
+    Attributes:
+        slots: What is counted at the same time.
+        counted: What is counted in a window.
+    """
+
+    def __init__(self, rules: Sequence[Rule], allowance: Callable[[Rule, Window, datetime], Allowance]) -> None:
+        self.slots: Final = tuple(rule for rule in rules if rule.window is None)
+        self.counted: Final = tuple((rule, rule.window) for rule in rules if rule.window is not None)
+        self.units: Final = tuple(rule.unit for rule, _ in self.counted)
+        self.counts_tokens: Final = any(unit in TOKENS for unit in self.units)
+        self._allowance = allowance
+        self._known: Sequence[Allowance] = ()
+        self._since = self._until = EPOCH
+
+    def allowances(self, now: datetime) -> Sequence[Allowance]:
+        """What is counted, in the windows that a moment is in; the same objects as long as it is the same windows."""
+        if not self._since <= now < self._until:
+            self._known = tuple(self._allowance(rule, window, now) for rule, window in self.counted)
+            self._since = max((each.bucket for each in self._known), default=_BEGINNING)
+            ends = (each.bucket + window.pace for each, (_, window) in zip(self._known, self.counted, strict=True))
+            self._until = min(ends, default=_END)
+        return self._known
 
 
 class Kind(NamedTuple):
@@ -100,17 +129,30 @@ class Limits:
         groups = [Group(kind, found) for kind, found in kinds.items()]
         self._of_requests = [group for group in groups if not _is_of_attempts(group.kind)]
         self._of_attempts = [group for group in groups if _is_of_attempts(group.kind)]
+        self._plans: dict[tuple[object, ...], Plan] = {}
         self._allowances: dict[str, Allowance] = {}
 
-    def of_request(self, exchange: Exchange) -> list[Rule]:
+    def of_request(self, exchange: Exchange) -> Plan:
         """What a request is held to as it is let in."""
-        return [rule for group in self._of_requests for rule in group.rules(exchange, None) if _counts(rule, exchange)]
+        return self._plan(exchange, None, self._of_requests)
 
-    def of_attempt(self, exchange: Exchange, target: Target) -> list[Rule]:
+    def of_attempt(self, exchange: Exchange, target: Target) -> Plan:
         """What an attempt at a target is held to."""
-        return [
-            rule for group in self._of_attempts for rule in group.rules(exchange, target) if _counts(rule, exchange)
-        ]
+        return self._plan(exchange, target, self._of_attempts)
+
+    def _plan(self, exchange: Exchange, target: Target | None, groups: Sequence[Group]) -> Plan:
+        principal, attribution = exchange.principal, exchange.attribution
+        key = (
+            *(principal.workspace, principal.key_id, attribution.feature, attribution.user, attribution.tags),
+            *(exchange.request.is_stream, target and (target.provider, target.model)),
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) > _REMEMBERED_SUBJECTS:
+                self._plans.clear()
+            rules = [rule for group in groups for rule in group.rules(exchange, target) if _counts(rule, exchange)]
+            plan = self._plans[key] = Plan(rules, self.allowance)
+        return plan
 
     def allowance(self, rule: Rule, window: Window, now: datetime) -> Allowance:
         """What a rule allows at a time; the same object as long as it is the same window."""

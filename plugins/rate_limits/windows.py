@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from math import ceil
 from typing import Final, NamedTuple, Self
 
@@ -31,7 +32,7 @@ class Span(NamedTuple):
     step: timedelta | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Window:
     """How long what was used counts, and how exactly.
 
@@ -49,13 +50,23 @@ class Window:
         # Rounded up, or what was used would cease to count some microseconds too soon.
         return cls(length, timedelta(microseconds=ceil(length / timedelta(microseconds=1) / steps)))
 
+    @cached_property
+    def span_seconds(self) -> float:
+        """How long what was used counts at most."""
+        return (self.length + (self.step or timedelta())).total_seconds()
+
+    @property
+    def pace(self) -> timedelta:
+        """How long one bucket of it lasts."""
+        return self.step or self.length
+
     def is_in(self, bucket: datetime, moment: datetime) -> bool:
         """Whether a bucket is the one that a moment is in."""
-        return bucket <= moment < bucket + (self.step or self.length)
+        return bucket <= moment < bucket + self.pace
 
     def at(self, moment: datetime) -> Span:
         """The window that a moment is in."""
-        pace = self.step or self.length
+        pace = self.pace
         bucket = EPOCH + (moment - EPOCH) // pace * pace
         if self.step is None:
             return Span(bucket, bucket, bucket + self.length, None)
@@ -64,7 +75,7 @@ class Window:
     def reset_seconds(self, moment: datetime) -> float:
         """When nothing that is used by now counts any more."""
         if self.step is not None:
-            return (self.length + self.step).total_seconds()
+            return self.span_seconds
         return (self.at(moment).bucket + self.length - moment).total_seconds()
 
 

@@ -15,6 +15,7 @@ from llmproxy.api import (
     Services,
     StateKey,
     UpstreamError,
+    UpstreamWithheld,
     hookimpl,
 )
 from llmproxy_plugins.shaping.capacity import Capacity
@@ -80,7 +81,8 @@ class Shaping:
             has_waited = await gate.enter(ticket)
         except RateLimited as refusal:
             exchange.decide(self.name, "refused", f"{refusal.message} {ahead} were waiting")
-            raise
+            # Every account is some targets' own: another target may have room.
+            raise UpstreamWithheld(refusal) from None
         if has_waited:
             waited_seconds = (ticket.started_at or ticket.arrived_at) - ticket.arrived_at
             where = f"number {ticket.position} of its own, {ahead} waited in all"
