@@ -6,14 +6,14 @@ Sources: the chat completion object and chunk object of the OpenAI API reference
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import urandom
 from typing import Final, Literal, NamedTuple
 
 import orjson
 
-from llmproxy.dialects.chat_request import decode_arguments
+from llmproxy.dialects.tool_calls import decode_arguments
 from llmproxy.errors import Failure, UpstreamRefused
 from llmproxy.exchange import Document, Usage
 from llmproxy.sse import DONE, encode_event
@@ -111,7 +111,8 @@ def encode_choices(answers: Sequence[ChatAnswer]) -> bytes:
     }
     if first.usage is not None:
         completion |= _usage_members(first.usage)
-    completion |= first.extra
+    if first.extra:
+        completion |= first.extra
     return orjson.dumps(completion)
 
 
@@ -235,8 +236,8 @@ def usage_document(usage: Usage) -> Document:
 
 def _usage_members(usage: Usage) -> Document:
     """The members of an answer, or of the chunk that ends a stream, that tell usage and what decides its price."""
-    served = {"service_tier": usage.service_tier} if usage.service_tier else {}
-    return {**served, "usage": usage_document(usage)}
+    document = usage_document(usage)
+    return {"service_tier": usage.service_tier, "usage": document} if usage.service_tier else {"usage": document}
 
 
 def settled_reason(reason: FinishReason, *, has_calls: bool) -> FinishReason:
@@ -263,12 +264,17 @@ def custom_input(arguments: str) -> str:
 
 def new_identity(model: str, created: int) -> AnswerIdentity:
     """The identity of an answer whose vendor gave it none; `created` is in Unix seconds."""
-    return AnswerIdentity(f"chatcmpl-{secrets.token_hex(12)}", model, created)
+    return AnswerIdentity(new_answer_id(), model, created)
+
+
+def new_answer_id() -> str:
+    """An id for an answer whose vendor gave none."""
+    return f"chatcmpl-{urandom(12).hex()}"
 
 
 def new_call_id() -> str:
     """An id for a tool call whose vendor gave none."""
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{urandom(12).hex()}"
 
 
 def url_citation(start_index: int, end_index: int, title: str, url: str) -> Document:

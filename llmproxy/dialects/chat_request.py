@@ -6,12 +6,12 @@ All the forms a client may send (content as text, as parts, as null; legacy func
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
-import orjson
-
-from llmproxy.dialects.legacy_functions import with_tool_calls
+from llmproxy.dialects.legacy_functions import FunctionCalls
 from llmproxy.dialects.media import Media, media_of
+from llmproxy.dialects.tool_calls import ToolCall, read_tool_calls
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 
@@ -36,7 +36,9 @@ _EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
 _MEMBERS_OF_A_PLAIN_ONE: Final = 2
 
 
-class Part(NamedTuple):
+# Messages, their parts and tools are not frozen, because many are made for every request: it takes half the time so.
+@dataclass(slots=True)
+class Part:
     """One piece of content: text, or media (an image, a sound, a file).
 
     `cache_control` is a prompt-cache mark as the client set it, None when it set none. `path` is where the part
@@ -49,21 +51,8 @@ class Part(NamedTuple):
     cache_control: Document | None = None
 
 
-class ToolCall(NamedTuple):
-    """A call the model made earlier. `arguments` is an object; what was no JSON object is wrapped in one.
-
-    `json` is the same as text: the client's own bytes where they were an object, so that no number changes.
-    """
-
-    id: str
-    name: str
-    arguments: Document
-    json: str
-    # What vendors attach to calls and want back, such as thought signatures.
-    extra_content: Document
-
-
-class Message(NamedTuple):
+@dataclass(slots=True)
+class Message:
     """One message.
 
     `thinking` holds `thinking_blocks` as a client got them and sends them back; `reasoning` is the plain text.
@@ -85,7 +74,8 @@ class Message(NamedTuple):
         return "".join([part.text for part in self.parts if part.text is not None])
 
 
-class Tool(NamedTuple):
+@dataclass(slots=True)
+class Tool:
     """A function the model may call; a custom tool comes out as a function with one text argument."""
 
     name: str
@@ -113,7 +103,8 @@ class ResponseFormat(NamedTuple):
     strict: bool | None = None
 
 
-class ChatRequest(NamedTuple):
+@dataclass(slots=True)
+class ChatRequest:
     """The request. Scalars that need no taking apart stay in `document`."""
 
     document: Document
@@ -125,23 +116,32 @@ class ChatRequest(NamedTuple):
     @property
     def max_tokens(self) -> int | None:
         """`max_completion_tokens`, which wins, or `max_tokens`. Raises BadRequest when it is no positive integer."""
-        for name in ("max_completion_tokens", "max_tokens"):
-            value = self.document.get(name)
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise BadRequest(f"'{name}' must be a positive integer.", param=name)
-            return value
-        return None
+        name = "max_tokens" if self.document.get("max_completion_tokens") is None else "max_completion_tokens"
+        value = self.document.get(name)
+        # A bool is no int here.
+        if value is not None and (type(value) is not int or value < 1):
+            raise BadRequest(f"'{name}' must be a positive integer.", param=name)
+        return value
 
     @property
     def stop(self) -> tuple[str, ...]:
         """Stop sequences, one or many. Raises BadRequest."""
         value = self.document.get("stop")
+        if value is None:
+            return ()
         listed = [value] if isinstance(value, str) else value or []
         if not isinstance(listed, list) or [item for item in listed if not isinstance(item, str)]:
             raise BadRequest("'stop' must be a string or a list of strings.", param="stop")
         return tuple(listed)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether anything in it has a mark for the prompt cache."""
+        for message in self.messages:
+            for part in message.parts:
+                if part.cache_control is not None:
+                    return True
+        return bool([tool for tool in self.tools if tool.cache_control is not None])
 
     def number(self, name: str) -> float | None:
         """A numeric parameter. Raises BadRequest when it is something else."""
@@ -150,6 +150,8 @@ class ChatRequest(NamedTuple):
     def numbers(self, names: Iterable[str]) -> dict[str, float]:
         """Those of these parameters that the request sets. Raises BadRequest when one is no number."""
         given: dict[str, float] = {}
+        if self.document.keys().isdisjoint(names):
+            return given
         for name in names:
             value = self.document.get(name)
             if value is None:
@@ -165,9 +167,10 @@ def read_chat_request(document: Document) -> ChatRequest:
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
+    functions = FunctionCalls()
     return ChatRequest(
         document,
-        tuple([_message(message, number) for number, message in enumerate(with_tool_calls(messages))]),
+        tuple([_message(message, number, functions) for number, message in enumerate(messages)]),
         read_tools(document),
         read_tool_choice(document),
         read_response_format(document),
@@ -177,13 +180,21 @@ def read_chat_request(document: Document) -> ChatRequest:
 # Messages
 
 
-def _message(message: object, number: int) -> Message:
-    path = f"messages[{number}]"
+def leading_instructions(messages: Sequence[Message]) -> int:
+    """How many messages of the system stand before all others."""
+    for number, message in enumerate(messages):
+        if message.role != "system":
+            return number
+    return len(messages)
+
+
+def _message(message: object, number: int, functions: FunctionCalls) -> Message:
     if not isinstance(message, dict) or (role := _ROLES.get(str(message.get("role")))) is None:
-        raise BadRequest(f"'{path}' must be a message with a known role.", param=path)
+        raise BadRequest(f"'messages[{number}]' must be a message with a known role.", param=f"messages[{number}]")
     content = message.get("content")
     if isinstance(content, str) and len(message) == _MEMBERS_OF_A_PLAIN_ONE and role != "tool":
-        return Message(role, (Part(content, f"{path}.content"),), (), None, None, None, (), {})
+        return Message(role, (Part(content, f"messages[{number}].content"),), (), None, None, None, (), {})
+    message, path = functions.as_tool_calls(message), f"messages[{number}]"
     if message.get("audio"):
         sentence = f"'{path}.audio' names an earlier answer's sound, which only the vendor that made it has."
         raise BadRequest(sentence, code="unsupported_parameter", param=f"{path}.audio")
@@ -193,7 +204,7 @@ def _message(message: object, number: int) -> Message:
     return Message(
         role,
         _parts(message, path),
-        _tool_calls(message, path),
+        read_tool_calls(message, path),
         _tool_call_id(message, path) if role == "tool" else None,
         _optional_text(message, "name", path),
         reasoning if isinstance(reasoning, str) else None,
@@ -218,7 +229,7 @@ def _listed_parts(content: Sequence[object], message: Document, path: str) -> tu
     parts = [_part(part, f"{path}.content[{number}]") for number, part in enumerate(content)]
     # A mark on the message is one on its end.
     if parts and parts[-1].cache_control is None:
-        parts[-1] = parts[-1]._replace(cache_control=_mark(message))
+        parts[-1] = replace(parts[-1], cache_control=_mark(message))
     return tuple(parts)
 
 
@@ -241,48 +252,6 @@ def _mark(holder: Document) -> Document | None:
     return {"type": "ephemeral"} if isinstance(holder.get("prompt_cache_breakpoint"), dict) else None
 
 
-def _tool_calls(message: Document, path: str) -> tuple[ToolCall, ...]:
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return ()
-    return tuple([_tool_call(call, f"{path}.tool_calls[{number}]") for number, call in enumerate(calls)])
-
-
-def _tool_call(call: object, path: str) -> ToolCall:
-    function = call.get("function") or call.get("custom") if isinstance(call, dict) else None
-    if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRequest(f"'{path}' must be a tool call with an id and a function name.", param=path)
-    if not isinstance(call.get("id"), str):
-        raise BadRequest(f"'{path}.id' must be text.", param=f"{path}.id")
-    extra = call.get("extra_content")
-    text = function.get("arguments")
-    arguments = {"input": function["input"]} if "input" in function else decode_arguments(text)
-    # An object that came as text is that text; all else is written anew.
-    is_exact = isinstance(text, str) and text.strip() and "input" not in function and "_raw" not in arguments
-    json = text if isinstance(text, str) and is_exact else _encoded(arguments, path)
-    return ToolCall(call["id"], function["name"], arguments, json, extra if isinstance(extra, dict) else {})
-
-
-def _encoded(arguments: Document, path: str) -> str:
-    try:
-        return orjson.dumps(arguments).decode()
-    except orjson.JSONEncodeError as error:
-        raise BadRequest(f"'{path}' holds arguments that are nested too deep.", param=path) from error
-
-
-def decode_arguments(arguments: object) -> Document:
-    """A tool call's arguments as an object. Models write broken JSON at times, which must not break the next turn."""
-    if isinstance(arguments, dict):
-        return arguments
-    if not isinstance(arguments, str) or not arguments.strip():
-        return {}
-    try:
-        decoded = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return {"_raw": arguments}
-    return decoded if isinstance(decoded, dict) else {"_raw": arguments}
-
-
 def _tool_call_id(message: Document, path: str) -> str:
     if not isinstance(message.get("tool_call_id"), str):
         raise BadRequest(
@@ -303,40 +272,44 @@ def _optional_text(holder: Document, name: str, path: str) -> str | None:
 
 def read_tools(document: Document) -> tuple[Tool, ...]:
     """The tools of a request, legacy functions among them. Raises BadRequest."""
-    if not document.get("tools") and not document.get("functions"):
-        return ()
-    tools = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(_listed(document, "tools"))]
-    for number, function in enumerate(_listed(document, "functions")):
-        tools.append(_tool({"type": "function", "function": function}, f"functions[{number}]"))
+    tools: list[Tool] = []
+    if document.get("tools"):
+        tools += [_tool(tool, f"tools[{number}]") for number, tool in enumerate(_listed(document, "tools"))]
+    if document.get("functions"):
+        functions = [{"type": "function", "function": function} for function in _listed(document, "functions")]
+        tools += [_tool(tool, f"functions[{number}]") for number, tool in enumerate(functions)]
     return tuple(tools)
 
 
 def custom_tools(document: Document) -> frozenset[str]:
     """The names of a request's custom tools, whose calls are answered as such. Raises BadRequest."""
-    tools = read_tools(document)
-    return frozenset([tool.name for tool in tools if tool.is_custom]) if tools else frozenset()
+    given = _listed(document, "tools") if document.get("tools") else ()
+    if not [tool for tool in given if isinstance(tool, dict) and tool.get("type") == "custom"]:
+        return frozenset()
+    return frozenset([tool.name for tool in read_tools(document) if tool.is_custom])
 
 
 def _listed(document: Document, name: str) -> Sequence[object]:
-    listed = document.get(name) or []
+    listed = document[name]
     if not isinstance(listed, list):
         raise BadRequest(f"'{name}' must be a list.", param=name)
     return listed
 
 
 def _tool(tool: object, path: str) -> Tool:
-    kind = tool.get("type") if isinstance(tool, dict) else None
-    inner = tool.get(kind) if isinstance(tool, dict) and kind in ("function", "custom") else None
-    if not isinstance(tool, dict) or not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+    given: Document = tool if isinstance(tool, dict) else {}
+    kind = given.get("type")
+    inner = given.get(kind) if kind in ("function", "custom") else None
+    if not isinstance(inner, dict) or not isinstance(name := inner.get("name"), str):
         raise BadRequest(f"'{path}' must be a function or a custom tool with a name.", param=path)
-    mark = _mark(tool)
+    mark = _mark(given)
     description = _optional_text(inner, "description", path)
     if kind == "custom":
-        return Tool(inner["name"], description, CUSTOM_TOOL_SCHEMA, is_custom=True, cache_control=mark)
+        return Tool(name, description, CUSTOM_TOOL_SCHEMA, is_custom=True, cache_control=mark)
     parameters = inner.get("parameters")
     strict = inner.get("strict")
     return Tool(
-        inner["name"],
+        name,
         description,
         parameters if isinstance(parameters, dict) and parameters else _EMPTY_SCHEMA,
         strict if isinstance(strict, bool) else None,

@@ -19,23 +19,24 @@ from llmproxy.sse import encode_event
 _MARKER: Final = b'"tool_calls"'
 
 
-def with_tool_calls(messages: Sequence[object]) -> Iterator[object]:
-    """A client's messages with legacy function calls as tool calls: each gets an id, which its result then names."""
-    count = 0
-    for message in messages:
-        if not isinstance(message, dict):
-            yield message
-        elif message.get("role") == "function":
-            yield {**message, "tool_call_id": f"call_{count}"}
-        elif "function_call" not in message:
-            yield message
-        elif isinstance(message["function_call"], dict) and not message.get("tool_calls"):
-            count += 1
-            function = message["function_call"]
-            call = {"id": f"call_{count}", "function": function, "extra_content": function.get("extra_content")}
-            yield {**message, "tool_calls": [call]}
-        else:
-            yield message
+class FunctionCalls:
+    """The legacy function calls of one conversation, as tool calls: each gets an id, which its result then names."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def as_tool_calls(self, message: Document) -> Document:
+        """The next message, with tool calls; the same object when it holds no function call, nor the result of one."""
+        if message.get("role") == "function":
+            return {**message, "tool_call_id": f"call_{self._count}"}
+        function = message.get("function_call")
+        if not isinstance(function, dict) or message.get("tool_calls"):
+            return message
+        self._count += 1
+        call = {"id": f"call_{self._count}", "function": function, "extra_content": function.get("extra_content")}
+        return {**message, "tool_calls": [call]}
 
 
 def uses_functions(request: Document) -> bool:

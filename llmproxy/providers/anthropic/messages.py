@@ -9,8 +9,9 @@ from typing import Final
 
 import orjson
 
-from llmproxy.dialects.chat_request import ChatRequest, Message, Part, ToolCall
+from llmproxy.dialects.chat_request import ChatRequest, Message, Part, leading_instructions
 from llmproxy.dialects.media import Media
+from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.rules import ModelRules
@@ -30,7 +31,7 @@ _THINKING_MEMBERS: Final[Mapping[str, frozenset[str]]] = {
 def conversation(chat: ChatRequest, rules: ModelRules, omissions: Omissions) -> tuple[list[Document], list[Document]]:
     """The system blocks and the turns of a request. Raises BadRequest when the model cannot take one of them."""
     messages = chat.messages
-    leading = next((number for number, message in enumerate(messages) if message.role != "system"), len(messages))
+    leading = leading_instructions(messages)
     system = [block for message in messages[:leading] for block in _text_blocks(message.parts)]
     turns = _turns(messages[leading:], rules, omissions)
     if not turns:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from functools import partial
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import orjson
 
@@ -36,7 +36,8 @@ _READ: Final = frozenset(
 _SERVICE_TIERS: Final[Mapping[str, str]] = {"auto": "auto", "default": "standard_only", "priority": "auto"}
 
 
-class NativeRequest(NamedTuple):
+@dataclass(slots=True)
+class NativeRequest:
     """A request in the Messages format, but for what hosts put in different places: the model's name, `stream`.
 
     Attributes:
@@ -67,8 +68,14 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
     plan = tool_plan(chat, rules, omissions)
     if chat.response_format is not None and chat.response_format.kind == "json_object":
         system.append({"type": "text", "text": JSON_INSTRUCTION})
-    mid_loop = partial(is_tool_loop_without_thinking, turns)
-    reach = depth(chat, rules, limits, omissions, forces_call=plan.forces_call, is_mid_loop=mid_loop)
+    reach = depth(
+        chat,
+        rules,
+        limits,
+        omissions,
+        forces_call=plan.forces_call,
+        is_mid_loop=lambda: is_tool_loop_without_thinking(turns),
+    )
     members = {
         "max_tokens": reach.max_tokens,
         "system": system,
@@ -81,7 +88,8 @@ def native_request(document: Document, rules: ModelRules, limits: Limits, *, dro
     body = {name: value for name, value in members.items() if value}
     body |= reach.sampling
     _add_others(body, chat, omissions)
-    limit_marks(body)
+    if chat.is_marked:
+        limit_marks(body)
     omissions.all_but_one_text(document, _MEANINGFUL)
     omissions.hint_all_but(document, _READ)
     return NativeRequest(body, rules.version, reach.max_tokens > rules.whole_max_tokens, omissions.names)

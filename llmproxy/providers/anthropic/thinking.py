@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
@@ -36,7 +36,8 @@ _LEVELS: Final[Mapping[ReasoningEffort, tuple[Effort, ...]]] = {
 }
 
 
-class Depth(NamedTuple):
+@dataclass(slots=True)
+class Depth:
     """How far the model may go, as members of a request.
 
     Attributes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from llmproxy.dialects.chat_request import (
     ChatRequest,
     ResponseFormat,
     Tool,
     ToolChoice,
+    custom_tools,
     read_response_format,
     read_tool_choice,
     read_tools,
@@ -25,7 +27,8 @@ _ANSWER_DESCRIPTION: Final = "Give the final answer as the arguments of this too
 _SEARCHES: Final = {"low": 1, "medium": 5, "high": 10}
 
 
-class AnswerPlan(NamedTuple):
+@dataclass(slots=True)
+class AnswerPlan:
     """What the answer to a request holds that must be turned back.
 
     Attributes:
@@ -37,7 +40,8 @@ class AnswerPlan(NamedTuple):
     custom_tools: frozenset[str] = frozenset()
 
 
-class ToolPlan(NamedTuple):
+@dataclass(slots=True)
+class ToolPlan:
     """The members of a request that have to do with tools.
 
     Attributes:
@@ -53,11 +57,10 @@ class ToolPlan(NamedTuple):
 
 def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
-    tools, wanted = read_tools(document), read_response_format(document)
-    if not tools and wanted is None:
-        return AnswerPlan()
-    answer_tool = _answer_tool(tools, read_tool_choice(document), wanted, rules)
-    return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
+    customs, wanted = custom_tools(document), read_response_format(document)
+    if wanted is None:
+        return AnswerPlan(None, customs)
+    return AnswerPlan(_answer_tool(read_tools(document), read_tool_choice(document), wanted, rules), customs)
 
 
 def tool_plan(chat: ChatRequest, rules: ModelRules, omissions: Omissions) -> ToolPlan:

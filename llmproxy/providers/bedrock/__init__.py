@@ -50,6 +50,7 @@ class Bedrock(Provider):
     kind: ClassVar[str] = "bedrock"
     Config: ClassVar[type[ProviderConfig]] = BedrockConfig
     key_variables: ClassVar[tuple[str, ...]] = ("AWS_BEARER_TOKEN_BEDROCK",)
+    needs_key: ClassVar[bool] = False
     price_provider: ClassVar[str | None] = "aws"
     operations: ClassVar[frozenset[Operation]] = frozenset({Operation.CHAT, Operation.EMBEDDINGS})
 
@@ -106,9 +107,11 @@ class Bedrock(Provider):
         if request.operation not in self.operations:
             raise BadRequest(f"The provider '{self.name}' does not offer {request.operation.value.replace('_', ' ')}.")
         omissions = Omissions(drop_params=self._section.drop_params)
-        url = self._url(request, target.model)
-        body = self._body(request, target.model, headers, omissions)
-        fields = self._headers.build(headers, is_stream=request.is_stream)
+        address = self._address(target.model)
+        method, body = self._call(request, target.model, headers, omissions)
+        is_stream = request.is_stream
+        url = f"{address}{method}-stream" if is_stream else address + method
+        fields = self._headers.build(headers, is_stream=is_stream)
         credentials = self._authentication.headers(url, fields, body)
         return UpstreamRequest("POST", url, (*fields, *credentials), body, omissions.names)
 
@@ -131,25 +134,22 @@ class Bedrock(Provider):
         """Bedrock's exception, classified."""
         return refusal(status, headers, body)
 
-    def _url(self, request: Request, model: str) -> str:
-        address = self._address(model)
-        if request.operation is not Operation.CHAT:
-            return f"{address}/invoke"
-        return f"{address}/converse-stream" if request.is_stream else f"{address}/converse"
-
     def _model_address(self, model: str) -> str:
         if _DOTS.fullmatch(model):
             raise BadRequest("'model' is not the id of a model, nor an ARN.", param="model")
         return self._root + quote(model, safe="")
 
-    def _body(self, request: Request, model: str, headers: Mapping[str, str], omissions: Omissions) -> bytes:
-        base_model = self._base_model(model)
+    def _call(
+        self, request: Request, model: str, headers: Mapping[str, str], omissions: Omissions
+    ) -> tuple[str, bytes]:
+        """The method of the model to call, as it is named where the answer comes whole, and what with."""
+        base_model, document = self._base_model(model), request.document
         if request.operation is Operation.EMBEDDINGS:
-            asked = read_embeddings_request(request.document)
-            return embedding_body(asked, request.document, family_of(base_model), omissions)
+            asked = read_embeddings_request(document)
+            return "/invoke", embedding_body(asked, document, family_of(base_model), omissions)
         betas = merged_betas(headers.get("anthropic-beta"), self._section.betas)
-        rules = self._rule_book.rules(base_model)
-        return converse_body(request.document, rules, omissions, limits=self._limits, betas=betas)
+        body = converse_body(document, self._rule_book.rules(base_model), omissions, limits=self._limits, betas=betas)
+        return "/converse", body
 
     def _base_model(self, model: str) -> str:
         return self._section.base_models.get(model, model)

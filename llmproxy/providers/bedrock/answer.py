@@ -90,8 +90,10 @@ def token_usage(holder: Document) -> Usage | None:
 
 
 def _kept_for_an_hour(details: object) -> int:
-    entries = [entry for entry in details if isinstance(entry, dict)] if isinstance(details, list) else []
-    return sum(token_count(entry, "inputTokens") or 0 for entry in entries if entry.get("ttl") == "1h")
+    if not isinstance(details, list):
+        return 0
+    entries = [entry for entry in details if isinstance(entry, dict) and entry.get("ttl") == "1h"]
+    return sum([token_count(entry, "inputTokens") or 0 for entry in entries])
 
 
 def web_citation(citation: object, start: int, end: int) -> Iterator[Document]:

@@ -69,10 +69,8 @@ class BlockWriter:
                 blocks += self.cache_point("messages", part.cache_control)
         return blocks
 
-    def cache_point(self, section: str, mark: Document | None) -> tuple[Document, ...]:
-        """A cache point, where there is a mark and the model takes one."""
-        if mark is None:
-            return ()
+    def cache_point(self, section: str, mark: Document) -> tuple[Document, ...]:
+        """The cache point for a mark, where the model takes one."""
         if section not in self._rules.cache_sections:
             self._omissions.hint("cache_control")
             return ()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
@@ -20,7 +20,8 @@ _THREE_EFFORTS: Final = {
 }  # fmt: skip
 
 
-class Depth(NamedTuple):
+@dataclass(slots=True)
+class Depth:
     """`max_tokens`, when it has to be said, sampling under the client's names, and what only this model has."""
 
     max_tokens: int | None
@@ -49,7 +50,7 @@ def depth(chat: ChatRequest, rules: ModelRules, limits: Limits, omissions: Omiss
 
 def _claude(chat: ChatRequest, rules: ClaudeRules, limits: Limits, omissions: Omissions, *, forces_call: bool) -> Depth:
     reach = claude_depth(
-        chat, rules, limits, omissions, forces_call=forces_call, is_mid_loop=partial(_is_mid_loop, chat)
+        chat, rules, limits, omissions, forces_call=forces_call, is_mid_loop=lambda: _is_mid_loop(chat)
     )
     own_fields: Document = {}
     if reach.thinking is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import orjson
 
-from llmproxy.dialects.chat_request import Message, ToolCall
+from llmproxy.dialects.chat_request import Message, leading_instructions
+from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.bedrock.blocks import FILLER, BlockWriter
@@ -23,7 +25,8 @@ _NO_OUTPUT: Final = "(no output)"
 Role = Literal["user", "assistant", "system"]
 
 
-class Conversation(NamedTuple):
+@dataclass(slots=True)
+class Conversation:
     """The system blocks and the turns."""
 
     system: list[Document]
@@ -46,24 +49,25 @@ class MessageWriter:
 
     def translate(self, messages: Sequence[Message]) -> Conversation:
         """The conversation. Raises BadRequest when there is nothing in it, or something that cannot be sent."""
-        leading = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
+        leading, turns = leading_instructions(messages), self._turns
+        is_alone = leading == len(messages)
         # Somebody must say something: instructions on their own are taken for a question.
-        system = self._system(messages[:leading]) if leading < len(messages) else []
-        for message in messages[leading:] if leading < len(messages) else messages:
+        system = [] if is_alone else self._system(messages[:leading])
+        for message in messages if is_alone else messages[leading:]:
             role, blocks = self._role(message), self._blocks(message)
-            if self._turns and self._turns[-1]["role"] == role:
-                self._turns[-1]["content"] += blocks
+            if turns and turns[-1]["role"] == role:
+                turns[-1]["content"] += blocks
             elif blocks:
-                self._turns.append({"role": role, "content": blocks})
-        if not self._turns:
+                turns.append({"role": role, "content": blocks})
+        if not turns:
             raise BadRequest("'messages' must hold some content.", param="messages")
-        if self._turns[0]["role"] != "user":
-            self._turns.insert(0, {"role": "user", "content": [{"text": FILLER}]})
+        if turns[0]["role"] != "user":
+            turns.insert(0, {"role": "user", "content": [{"text": FILLER}]})
         self._check_end()
-        for turn in self._turns:
+        for turn in turns:
             if len(turn["content"]) > 1 or "text" not in turn["content"][0]:
                 turn["content"] = _arranged(turn["content"])
-        return Conversation(system, self._turns)
+        return Conversation(system, turns)
 
     def _check_end(self) -> None:
         """See to it that Claude can go on from a beginning of its answer, where it is given one."""
@@ -88,7 +92,8 @@ class MessageWriter:
                     raise BadRequest(f"'{part.path}' must be text in a system message.", param=part.path)
                 if part.text and not part.text.isspace():
                     blocks.append({"text": part.text})
-                    blocks += self._writer.cache_point("system", part.cache_control)
+                    if part.cache_control is not None:
+                        blocks += self._writer.cache_point("system", part.cache_control)
         return blocks
 
     def _role(self, message: Message) -> Role:

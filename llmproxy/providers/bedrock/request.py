@@ -27,14 +27,14 @@ _MAX_METADATA: Final = 16
 _METADATA_TEXT: Final = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]{0,256}")
 # Converse's own members, for clients that know what they talk to.
 _CONVERSES_OWN: Final = ("guardrailConfig", "performanceConfig", "promptVariables")
+_RARE: Final = frozenset({"metadata", "service_tier", *_CONVERSES_OWN})
 # What is sent in some form, or means nothing here. Whatever else a request holds is left out, and named.
 _TRANSLATED: Final = frozenset(
     {
         *("model", "messages", "stream", "stream_options", "n", "stop", "max_tokens", "max_completion_tokens"),
         *("temperature", "top_p", "top_k", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
-        *("response_format", "reasoning_effort", "thinking", "service_tier", "metadata", "modalities"),
-        "web_search_options",
-        *_CONVERSES_OWN,
+        *("response_format", "reasoning_effort", "thinking", "modalities", "web_search_options"),
+        *_RARE,
         *("additionalModelRequestFields", "additionalModelResponseFieldPaths"),
     }
 )
@@ -66,14 +66,22 @@ def converse_body(
         "inferenceConfig": _inference(chat, reach),
         "toolConfig": tools.config,
         "outputConfig": _output(chat.response_format, tools),
-        "requestMetadata": _metadata(document, omissions),
-        "serviceTier": _service_tier(document, omissions),
-        **{name: document.get(name) for name in _CONVERSES_OWN},
+        **_rare_members(document, omissions),
         "additionalModelRequestFields": _own_fields(document, rules, reach, tools, betas),
         "additionalModelResponseFieldPaths": document.get("additionalModelResponseFieldPaths"),
     }
     omissions.hint_all_but(document, _TRANSLATED)
     return orjson.dumps({name: value for name, value in body.items() if value})
+
+
+def _rare_members(document: Document, omissions: Omissions) -> Document:
+    if document.keys().isdisjoint(_RARE):
+        return {}
+    return {
+        "requestMetadata": _metadata(document, omissions),
+        "serviceTier": _service_tier(document, omissions),
+        **{name: document.get(name) for name in _CONVERSES_OWN},
+    }
 
 
 def _limit_cache_points(tools: ToolPlan, conversation: Conversation) -> bool:
@@ -94,7 +102,8 @@ def _refuse(chat: ChatRequest, omissions: Omissions) -> None:
 
 def _inference(chat: ChatRequest, reach: Depth) -> Document:
     config: Document = {} if reach.max_tokens is None else {"maxTokens": reach.max_tokens}
-    config |= {_SAMPLING[name]: value for name, value in reach.sampling.items() if name in _SAMPLING}
+    if reach.sampling:
+        config |= {_SAMPLING[name]: value for name, value in reach.sampling.items() if name in _SAMPLING}
     if stop := [sequence for sequence in chat.stop if sequence]:
         config["stopSequences"] = stop
     return config

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from llmproxy.dialects.chat_request import (
     ChatRequest,
     ResponseFormat,
     Tool,
     ToolChoice,
+    custom_tools,
     read_response_format,
     read_tool_choice,
     read_tools,
@@ -29,7 +31,8 @@ _AUTO: Final[Document] = {"auto": {}}
 _ANY: Final[Document] = {"any": {}}
 
 
-class ToolPlan(NamedTuple):
+@dataclass(slots=True)
+class ToolPlan:
     """What has to do with tools and the form of the answer.
 
     Attributes:
@@ -50,11 +53,10 @@ class ToolPlan(NamedTuple):
 
 def answer_plan(document: Document, rules: ModelRules) -> AnswerPlan:
     """What to turn back in the answer to this chat completions request."""
-    tools, wanted = read_tools(document), read_response_format(document)
-    if not tools and wanted is None:
-        return AnswerPlan()
-    answer_tool = _answer_tool(tools, read_tool_choice(document), wanted, rules)
-    return AnswerPlan(answer_tool, frozenset([tool.name for tool in tools if tool.is_custom]))
+    customs, wanted = custom_tools(document), read_response_format(document)
+    if wanted is None:
+        return AnswerPlan(None, customs)
+    return AnswerPlan(_answer_tool(read_tools(document), read_tool_choice(document), wanted, rules), customs)
 
 
 def tool_plan(chat: ChatRequest, rules: ModelRules, writer: BlockWriter, omissions: Omissions) -> ToolPlan:
@@ -72,7 +74,7 @@ def tool_plan(chat: ChatRequest, rules: ModelRules, writer: BlockWriter, omissio
     if not tools:
         return ToolPlan({}, {}, schema)
     config: Document = {"tools": [block for tool in tools for block in _blocks(tool, rules, writer, omissions)]}
-    if choice != _AUTO:
+    if choice is not _AUTO:
         config["toolChoice"] = choice
     return ToolPlan(config, _one_at_a_time(chat, rules, omissions, choice), schema)
 
@@ -113,6 +115,8 @@ def _offered(chat: ChatRequest, rules: ModelRules) -> list[Tool]:
 
 
 def _choice(choice: ToolChoice | None, rules: ModelRules, omissions: Omissions) -> Document:
+    if choice is None:
+        return _AUTO
     match choice:
         case ToolChoice(mode="named", names=(name,)):
             return _forced(name, rules, omissions, "tool_choice", is_alone=True)
@@ -143,7 +147,8 @@ def _blocks(tool: Tool, rules: ModelRules, writer: BlockWriter, omissions: Omiss
         specification["strict"] = True
     elif tool.strict:
         omissions.hint("tools.strict")
-    return ({"toolSpec": specification}, *writer.cache_point("tools", tool.cache_control))
+    block = {"toolSpec": specification}
+    return (block,) if tool.cache_control is None else (block, *writer.cache_point("tools", tool.cache_control))
 
 
 def _typed(schema: Document) -> Document:

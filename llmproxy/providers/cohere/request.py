@@ -57,7 +57,8 @@ def chat_body(document: Document, models: Models, omissions: Omissions) -> bytes
         body["response_format"] = {"type": "json_object", **schema}
     body.update(_scalars(chat, omissions))
     body.update(_thinking(chat, rules, models, omissions))
-    body.update({name: document[name] for name in _OWN if document.get(name) is not None})
+    if not document.keys().isdisjoint(_OWN):
+        body.update({name: document[name] for name in _OWN if document.get(name) is not None})
     if documents:
         body["documents"] = [*body.get("documents", ()), *documents]
     _omit(document, omissions)

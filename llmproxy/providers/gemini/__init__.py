@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 from urllib.parse import quote
 
 from llmproxy.config import ProviderConfig
-from llmproxy.dialects.chat_answer import AnswerIdentity, new_identity
+from llmproxy.dialects.chat_answer import new_identity
 from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import split_batch
 from llmproxy.dialects.media import image_addresses
@@ -16,12 +16,12 @@ from llmproxy.errors import BadRequest, UpstreamError
 from llmproxy.exchange import Document, Operation, Request, Target, Usage
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.gemini import errors
-from llmproxy.providers.gemini.answer import translate_answer
+from llmproxy.providers.gemini.answer import identified, translate_answer
 from llmproxy.providers.gemini.content import FILE_API, Issuer, is_read_by_google
 from llmproxy.providers.gemini.embeddings import MAX_TEXTS, asked_embeddings, batch_body, translate_embeddings
 from llmproxy.providers.gemini.models import load_models
 from llmproxy.providers.gemini.request import generate_body
-from llmproxy.providers.gemini.stream import GeminiStream, identified
+from llmproxy.providers.gemini.stream import GeminiStream
 from llmproxy.providers.headers import RequestHeaders
 from llmproxy.providers.vendor import FetchesImages, Omissions, VendorConfig
 from llmproxy.services import Services, UpstreamRequest
@@ -54,8 +54,9 @@ class Gemini(Provider):
         self._drop_params = config.drop_params
         self._base = (config.base_url or FILE_API).rstrip("/")
         # Clients choose what is looked up, so what is remembered has a limit.
-        self._path = lru_cache(maxsize=_REMEMBERED_MODELS)(self._model_path)
+        self._address = lru_cache(maxsize=_REMEMBERED_MODELS)(self._model_address)
         self._fetch_images = config.fetch_images
+        self._is_locked = config.api_key is None and config.base_url is None
         self._models = load_models()
         fixed = (*_ALWAYS, *self._fixed_headers(), *config.headers.items())
         self._headers = RequestHeaders(fixed, (*_FORWARDED, *config.forward_headers))
@@ -89,12 +90,12 @@ class Gemini(Provider):
             raise error
         if request.operation is Operation.EMBEDDINGS:
             return translate_embeddings(document, request.document)
-        identity = identified(self._identity(request), document)
+        identity = identified(document, request.model, self._now())
         return translate_answer(document, identity, self.issuer, custom_tools(request.document))
 
     def stream_decoder(self, request: Request) -> StreamDecoder:
         """A decoder for a streamed answer."""
-        return GeminiStream(self._identity(request), self.issuer, custom_tools(request.document))
+        return GeminiStream(new_identity(request.model, self._now()), self.issuer, custom_tools(request.document))
 
     def usage(self, document: Document) -> Usage | None:
         """Usage; None when Google told none, which it does for some embedding models."""
@@ -117,11 +118,11 @@ class Gemini(Provider):
         return ":batchEmbedContents", batch_body(_resource(target.model), asked)
 
     def _url(self, model: str) -> str:
-        return self._base + self._path(model)
+        return self._address(model)
 
-    def _model_path(self, model: str) -> str:
+    def _model_address(self, model: str) -> str:
         collection, _, name = _resource(model).partition("/")
-        return f"/{collection}/{quote(name, safe='')}"
+        return f"{self._base}/{collection}/{quote(name, safe='')}"
 
     def _fixed_headers(self) -> Sequence[tuple[str, str]]:
         key = self.config.api_key
@@ -129,12 +130,9 @@ class Gemini(Provider):
 
     def _credentials(self) -> Sequence[tuple[str, str]]:
         """Headers that differ from request to request. Raises UpstreamError when there are no credentials."""
-        if self.config.api_key is None and self.config.base_url is None:
+        if self._is_locked:
             raise self.missing_key()
         return ()
-
-    def _identity(self, request: Request) -> AnswerIdentity:
-        return new_identity(request.model, self._now())
 
     def _now(self) -> int:
         return int(self.services.clock.now().timestamp())

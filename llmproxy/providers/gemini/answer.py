@@ -16,6 +16,7 @@ from llmproxy.dialects.chat_answer import (
     ChatAnswer,
     FinishReason,
     encode_choices,
+    new_answer_id,
     new_call_id,
     settled_reason,
 )
@@ -59,16 +60,16 @@ def translate_answer(
 
     Raises UpstreamBroken when there is no answer in it.
     """
-    refusal = prompt_refusal(document)
+    refusal, candidates = prompt_refusal(document), objects(document.get("candidates"))
     if refusal is not None:
         answers = [_refused(identity, *refusal)]
     else:
-        answers = [_answer(candidate, identity, issuer, customs) for candidate in objects(document.get("candidates"))]
+        answers = [_answer(candidate, identity, issuer, customs) for candidate in candidates]
     if not answers:
         raise UpstreamBroken("The provider's answer holds no candidates.")
     metadata = document.get("usageMetadata")
     if isinstance(metadata, dict):
-        searches = [searches_of(candidate, identity.model) for candidate in objects(document.get("candidates"))]
+        searches = [searches_of(candidate, identity.model) for candidate in candidates]
         answers[0].usage = usage_of(metadata, sum(searches))
     return encode_choices(answers)
 
@@ -113,6 +114,13 @@ def _add_part(answer: ChatAnswer, part: Document, issuer: Issuer, customs: froze
 
 
 # What streams share
+
+
+def identified(document: Document, model: str, created: int, known_id: str | None = None) -> AnswerIdentity:
+    """What the answer is known by: what Google says of it, and the rest as it is given."""
+    own_id, own_model = document.get("responseId"), document.get("modelVersion")
+    name = f"chatcmpl-{own_id}" if isinstance(own_id, str) and own_id else known_id or new_answer_id()
+    return AnswerIdentity(name, own_model if isinstance(own_model, str) and own_model else model, created)
 
 
 def prompt_refusal(document: Document) -> tuple[str, str] | None:
@@ -262,20 +270,26 @@ def searches_of(candidate: Document, model: str) -> int:
     """How many searches a candidate is charged for: each query, or with Gemini 2 any number of them as one."""
     grounding = candidate.get("groundingMetadata")
     queries = grounding.get("webSearchQueries") if isinstance(grounding, dict) else None
-    count = len(queries) if isinstance(queries, list) else 0
-    return min(count, 1) if "gemini-2" in model else count
+    if not isinstance(queries, list):
+        return 0
+    return min(len(queries), 1) if "gemini-2" in model else len(queries)
 
 
 class _MediaTokens(NamedTuple):
     """What of a number of tokens was not text."""
 
-    audio: int = 0
-    image: int = 0
+    audio: int
+    image: int
+
+
+_ALL_TEXT: Final = _MediaTokens(0, 0)
 
 
 def _media(metadata: Document, name: str) -> _MediaTokens:
+    if name not in metadata:
+        return _ALL_TEXT
     audio = image = 0
-    for entry in objects(metadata.get(name)) if name in metadata else ():
+    for entry in objects(metadata[name]):
         modality = entry.get("modality")
         if modality == "AUDIO":
             audio += _count(entry, "tokenCount")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import orjson
 
-from llmproxy.dialects.chat_request import Message, Part, ToolCall
+from llmproxy.dialects.chat_request import Message, Part, leading_instructions
 from llmproxy.dialects.media import Media
+from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.gemini.models import Rules
@@ -43,7 +45,8 @@ _GOOGLE_TYPES: Final[Mapping[str, str]] = {"audio/mpeg": "audio/mp3"}
 _RESOLUTIONS: Final[Mapping[str, str]] = {"low": "MEDIA_RESOLUTION_LOW", "high": "MEDIA_RESOLUTION_HIGH"}
 
 
-class Conversation(NamedTuple):
+@dataclass(slots=True)
+class Conversation:
     """The system instruction, which may be empty, and the turns.
 
     Arguments of calls in them are JSON text already, which only orjson can write.
@@ -71,7 +74,7 @@ class Contents:
 
     def translate(self, messages: Sequence[Message]) -> Conversation:
         """The conversation. Raises BadRequest naming the message at fault."""
-        leading = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
+        leading = leading_instructions(messages)
         system = [part for message in messages[:leading] for part in self._parts(message)]
         if system and (not self._rules.system or leading == len(messages)):
             self._add("user", system)
@@ -118,7 +121,8 @@ class Contents:
             texts = [part for part in said if "text" in part] or [{"text": ""}]
             texts[-1]["thoughtSignature"] = signature
             said = said or texts
-        said += self._function_calls(message.tool_calls)
+        if message.tool_calls:
+            said += self._function_calls(message.tool_calls)
         return self._add("model", said)
 
     def _function_calls(self, calls: Sequence[ToolCall]) -> Iterator[Document]:

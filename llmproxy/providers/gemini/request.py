@@ -52,9 +52,9 @@ def generate_body(document: Document, models: Models, issuer: Issuer, omissions:
 
 def _drop_cache_marks(chat: ChatRequest, omissions: Omissions) -> None:
     """Google finds out by itself what can be cached."""
-    if any(part.cache_control for message in chat.messages for part in message.parts):
+    if [part for message in chat.messages for part in message.parts if part.cache_control]:
         omissions.hint("messages.cache_control")
-    if any(tool.cache_control for tool in chat.tools):
+    if [tool for tool in chat.tools if tool.cache_control]:
         omissions.hint("tools.cache_control")
 
 

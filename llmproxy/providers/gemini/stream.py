@@ -18,6 +18,7 @@ from llmproxy.providers.gemini.answer import (
     call_of,
     failed,
     finish_reason,
+    identified,
     image_of,
     is_failure,
     logprobs_of,
@@ -93,7 +94,8 @@ class GeminiStream:
     def _begin(self, document: Document) -> None:
         if not self._has_begun:
             self._has_begun = True
-            self._identity = identified(self._identity, document)
+            known = self._identity
+            self._identity = identified(document, known.model, known.created, known.id)
 
     def _candidate(self, index: int) -> _Candidate:
         if index not in self._candidates:
@@ -160,13 +162,3 @@ class _Candidate:
         index = self._writer.tool_count
         yield self._writer.tool_start(call.id, call.name, call.extra_content)
         yield self._writer.tool_arguments(index, call.arguments)
-
-
-def identified(identity: AnswerIdentity, document: Document) -> AnswerIdentity:
-    """The identity with what the provider says of itself."""
-    own_id, model = document.get("responseId"), document.get("modelVersion")
-    return AnswerIdentity(
-        f"chatcmpl-{own_id}" if isinstance(own_id, str) and own_id else identity.id,
-        model if isinstance(model, str) and model else identity.model,
-        identity.created,
-    )

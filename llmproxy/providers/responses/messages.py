@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from llmproxy.dialects.legacy_functions import with_tool_calls
+from llmproxy.dialects.legacy_functions import FunctionCalls
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.providers.omissions import Omissions
@@ -25,9 +25,7 @@ def input_items(messages: object, issuer: str, omissions: Omissions) -> list[Doc
         raise BadRequest("'messages' must be a list with at least one message.", param="messages")
     conversation = _Conversation(issuer, omissions)
     return [
-        item
-        for number, message in enumerate(with_tool_calls(messages))
-        for item in conversation.items(message, f"messages[{number}]")
+        item for number, message in enumerate(messages) for item in conversation.items(message, f"messages[{number}]")
     ]
 
 
@@ -37,6 +35,7 @@ class _Conversation:
     def __init__(self, issuer: str, omissions: Omissions) -> None:
         self._issuer = issuer
         self._omissions = omissions
+        self._functions = FunctionCalls()
         self._custom_calls: set[str] = set()
 
     def items(self, message: object, path: str) -> list[Document]:
@@ -44,6 +43,7 @@ class _Conversation:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(message, dict) or role not in _ROLES:
             raise BadRequest(f"'{path}' must be a message with a known role.", param=path)
+        message = self._functions.as_tool_calls(message)
         if role in ("tool", "function"):
             return [self._result(message, path)]
         for name in ("name", "cache_control"):

@@ -149,15 +149,14 @@ class Vertex(Gemini):
         return ":predict", predict_body(asked)
 
     def _url(self, model: str) -> str:
-        return self._parent() + self._path(model)
+        return self._address(model, self._project or self._tokens.project)
 
-    def _model_path(self, model: str) -> str:
+    def _model_address(self, model: str, project: str | None = None) -> str:
         named, _, name = model.rpartition("/")
         publisher = named or (PUBLISHER if is_claude(model) else "google")
-        return f"/publishers/{quote(publisher, safe='')}/models/{quote(name, safe='@')}"
+        return f"{self._parent(project)}/publishers/{quote(publisher, safe='')}/models/{quote(name, safe='@')}"
 
-    def _parent(self) -> str:
-        project = self._project or self._tokens.project
+    def _parent(self, project: str | None) -> str:
         if project is not None:
             return f"{self._root}/projects/{project}/locations/{self._place}"
         if self._has_key:

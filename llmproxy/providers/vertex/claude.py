@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from llmproxy.exchange import Request, Target
+from llmproxy.exchange import Headers, Request, Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.anthropic import ClaudeConfig
 from llmproxy.providers.anthropic.messages_format import MessagesFormat, merged_betas
@@ -22,7 +23,8 @@ def is_claude(model: str) -> bool:
     return model.rpartition("/")[2].startswith("claude")
 
 
-class ClaudeCall(NamedTuple):
+@dataclass(slots=True)
+class ClaudeCall:
     """The method to call, with what, and which of the client's parameters that leaves out."""
 
     method: str
@@ -50,11 +52,10 @@ class Claude:
         body = native.encode(anthropic_version=version, stream=is_stream)
         return ClaudeCall(":streamRawPredict" if is_stream else ":rawPredict", body, is_stream, native.dropped)
 
-    def headers(self, client: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    def headers(self, client: Mapping[str, str]) -> Headers:
         """The beta features that the client and the section ask for."""
         betas = ",".join(merged_betas(client.get("anthropic-beta"), self._betas))
-        if betas and is_value(betas):
-            yield "anthropic-beta", betas
+        return (("anthropic-beta", betas),) if betas and is_value(betas) else ()
 
     def answer(self, request: Request, message: dict[str, object], created: int) -> bytes:
         """The message as a chat completion. Raises an UpstreamError when it is an error, or no message."""
