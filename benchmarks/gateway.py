@@ -22,7 +22,7 @@ from benchmarks.processes import ROOT, first_line, stop
 from benchmarks.traffic import API_KEY
 from llmproxy.embedded_files import home
 
-_ADMIN_KEY: Final = "sk-benchmarks-admin-93b1e7d0c25f4a68"
+ADMIN_KEY: Final = "sk-benchmarks-admin-93b1e7d0c25f4a68"
 _CONFIG: Final = """\
 server: {{host: 127.0.0.1, port: 0, workers: 1}}
 database: {{url: embedded}}
@@ -48,7 +48,7 @@ class Gateway:
     async def recorded(self, since: datetime) -> int:
         """How many requests that came since then the ledger in Postgres holds."""
         url = URL(f"http://127.0.0.1:{self.port}/admin/v1/spend").with_query(by="workspace", since=since.isoformat())
-        headers = {"authorization": f"Bearer {_ADMIN_KEY}"}
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
         async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
             answer.raise_for_status()
             return int((await answer.json())["total"]["requests"])
@@ -61,11 +61,15 @@ class Installation:
     directory: Path
 
     @contextmanager
-    def serving(self) -> Iterator[Gateway]:
-        """A gateway, from the moment it says that it serves."""
-        command = [sys.executable, "-m", "llmproxy", "serve", "--json"]
+    def serving(self, program: str = "llmproxy") -> Iterator[Gateway]:
+        """A gateway, from the moment it says that it serves.
+
+        Args:
+            program: The module that is run.
+        """
+        command = [sys.executable, "-m", program, "serve", "--json"]
         paths = ["--config", str(self.directory / "config.yaml"), "--state-dir", str(self.directory / "state")]
-        environment = {**os.environ, "LLMPROXY_ADMIN_KEY": _ADMIN_KEY}
+        environment = {**os.environ, "LLMPROXY_ADMIN_KEY": ADMIN_KEY}
         with subprocess.Popen(
             [*command, *paths], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         ) as process:

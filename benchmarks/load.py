@@ -48,15 +48,21 @@ class Load(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeAnswers:
-    """Some clients, each with a connection of its own and the next request as soon as the last is answered."""
+    """Some clients, each with a connection of its own and the next request as soon as the last is answered.
+
+    Attributes:
+        order: Makes the order of a number.
+    """
 
     clients: int
     seconds: float
+    order: Callable[[int], Order] = Order
 
     async def run(self, port: int, numbers: Iterator[int]) -> Seen:
         """Ask until the time is over. Raises WrongAnswerError."""
         seen, until = Seen(), perf_counter() + self.seconds
-        return await _run([_Asker(seen, numbers, until) for _ in range(self.clients)], port, seen)
+        orders = map(self.order, numbers)
+        return await _run([_Asker(seen, orders, until) for _ in range(self.clients)], port, seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +132,14 @@ class _Client(asyncio.Protocol):
 class _Asker(_Client):
     """Asks for whole answers, one after the other."""
 
-    def __init__(self, seen: Seen, numbers: Iterator[int], until: float) -> None:
+    def __init__(self, seen: Seen, orders: Iterator[Order], until: float) -> None:
         super().__init__(seen)
-        self._numbers = numbers
+        self._orders = orders
         self._until = until
         self._received = b""
 
     def start(self) -> None:
-        self._send(Order(next(self._numbers)))
+        self._send(next(self._orders))
 
     def data_received(self, data: bytes) -> None:
         received = self._received = self._received + data

@@ -27,23 +27,27 @@ class Order:
         number: The request's own, and part of its answer: an answer to another request is a wrong one.
         events: Content events to stream; 0 asks for a whole answer.
         gap_ms: The time between two events; 0 streams as fast as the reader reads.
+        model: What is asked for; the answer is the same for every model.
+        key: What the client presents.
     """
 
     number: int
     events: int = 0
     gap_ms: int = 0
+    model: str = MODEL
+    key: str = API_KEY
 
     def request(self) -> bytes:
         """The request on the wire."""
         body = b'{"model":"%b","user":"%d-%d-%d",%b"messages":[{"role":"user","content":"%b"}]}' % (
-            MODEL.encode(),
+            self.model.encode(),
             self.number,
             self.events,
             self.gap_ms,
             b'"stream":true,"stream_options":{"include_usage":true},' if self.events else b"",
             _PROMPT,
         )
-        return _HEAD % len(body) + body
+        return _HEAD % (self.key.encode(), len(body)) + body
 
     def answer(self) -> bytes:
         """The body of a whole answer."""
@@ -68,7 +72,7 @@ class Order:
 
 
 _HEAD: Final = (
-    f"POST {PATH} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {API_KEY}\r\n"
+    f"POST {PATH} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %b\r\n"
     "Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 ).encode()
 
@@ -77,7 +81,8 @@ def order_in(body: bytes) -> Order:
     """The order that a request's body carries. Raises ValueError when it carries none."""
     if not (match := _USER.search(body)):
         raise ValueError("The request's body has lost its 'user'.")
-    return Order(*map(int, match.groups()))
+    number, events, gap_ms = map(int, match.groups())
+    return Order(number, events, gap_ms)
 
 
 def chunk(data: bytes) -> bytes:

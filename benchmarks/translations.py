@@ -2,26 +2,25 @@
 
 No sockets and no gateway: the CPU time of `prepare`, `answer` and the stream decoder alone. Every round measures all
 vendors, so that what disturbs the machine for a while disturbs them alike; a measure stands next to its bare one, and
-ratios are taken within a round.
+ratios are taken within a round. So are the probes that tell how slow this machine is: see `benchmarks/scale.py`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from time import thread_time
 from typing import Final
 
 import orjson
 from multidict import CIMultiDict
 
 from benchmarks.report import markdown
-from llmproxy.config import Config
+from benchmarks.scale import Scale, Work, known_probes, microseconds
 from llmproxy.exchange import Operation, Request, Target
 from llmproxy.providers import Provider
-from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.providers.builtin import every_kind
 from llmproxy.sse import SSEDecoder, event_data
 from llmproxy.testing import Reply
 from llmproxy.testing.http1 import Fields
@@ -34,11 +33,8 @@ ROUNDS: Final = 25
 REQUEST_BYTES: Final = 2048
 EVENTS: Final = 200
 EXCHANGE_LIMIT_US, EVENT_LIMIT_US = 60, 15
-# Long enough that the clock's own steps do not count, short enough that a round is soon over.
-_SAMPLE_SECONDS: Final = 0.02
 
 _SENTENCE: Final = "A gateway is one door with one lock: whoever comes in is known, counted and shown the way. "
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,7 @@ class Subject:
     Attributes:
         events: A stream, event by event, as the vendor sends it; none where the gateway does not look into it.
         payloads: The JSON in each of them.
+        asked: The same request, as it is known by the time its answer comes.
     """
 
     name: str
@@ -57,6 +54,7 @@ class Subject:
     answer: bytes
     events: Sequence[bytes]
     payloads: Sequence[bytes]
+    asked: Request
     headers: Mapping[str, str] = field(default_factory=CIMultiDict)
 
     def prepare(self) -> object:
@@ -66,30 +64,28 @@ class Subject:
 
     def translate_answer(self) -> object:
         """The vendor's whole answer on its way to the client."""
-        return self.provider.answer(self._asked, self.answer, orjson.loads(self.answer))
+        return self.provider.answer(self.asked, self.answer, orjson.loads(self.answer))
 
     def translate_stream(self) -> object:
         """The vendor's stream on its way to the client, one event at a time."""
-        decoder = self.provider.stream_decoder(self._asked)
+        decoder = self.provider.stream_decoder(self.asked)
         if decoder is None:
             raise TypeError(f"{self.name} streams in OpenAI's format already.")
         return [event for data in self.events for event in decoder.feed(data)], list(decoder.finish())
 
-    @property
-    def _asked(self) -> Request:
-        return Request(Operation.CHAT, self.request, {"model": self.target.model, "messages": [], "stream": True})
-
 
 def subjects() -> Iterator[Subject]:
     """Every vendor."""
-    kinds = {kind.kind: kind for kind in BuiltinProviders().register_providers(Config())}
+    kinds = {kind.kind: kind for kind in every_kind()}
     for vendor in VENDORS:
         kind = kinds[vendor.kind]
         config = kind.Config.model_validate({"base_url": "http://127.0.0.1:1/v1", "api_key": "key", **vendor.section})
         provider = kind(vendor.kind, config, services())
         events, payloads = _stream(vendor, provider)
         target = Target(vendor.kind, vendor.model)
-        yield Subject(vendor.name, provider, target, _request(vendor), _answer(vendor), events, payloads)
+        request = _request(vendor)
+        asked = Request(Operation.CHAT, request, orjson.loads(request))
+        yield Subject(vendor.name, provider, target, request, _answer(vendor), events, payloads, asked)
 
 
 def _request(vendor: Vendor) -> bytes:
@@ -160,26 +156,18 @@ class Figure:
         return f"{self.microseconds:.1f} ({median(ratios):.1f}; {min(ratios):.1f} to {max(ratios):.1f})"
 
 
-def measured(works: Mapping[tuple[str, str], tuple[Work, Work, int]]) -> Mapping[tuple[str, str], Figure]:
-    """Each pair of works, side by side in every round.
+def measured(works: Mapping[tuple[str, str], tuple[Work, Work, int]], scale: Scale) -> Mapping[tuple[str, str], Figure]:
+    """Each pair of works, side by side in every round, and the scale.
 
     Args:
         works: By model and part: what is measured, what it is measured by, how many units of it are in one call.
     """
     samples: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(ROUNDS):
+        scale.measure()
         for name, (translated, bare, units) in works.items():
-            samples[name].append((_microseconds(translated) / units, _microseconds(bare) / units))
+            samples[name].append((microseconds(translated) / units, microseconds(bare) / units))
     return {name: Figure(*zip(*pairs, strict=True)) for name, pairs in samples.items()}
-
-
-def _microseconds(work: Work) -> float:
-    """CPU time of one call."""
-    calls, started = 0, thread_time()
-    while (spent := thread_time() - started) < _SAMPLE_SECONDS:
-        work()
-        calls += 1
-    return spent / calls * 1e6
 
 
 def _bare(*payloads: bytes) -> Work:
@@ -196,18 +184,23 @@ def _works(subject: Subject) -> Mapping[str, tuple[Work, Work, int]]:
     return works
 
 
-def _row(name: str, figures: Mapping[tuple[str, str], Figure]) -> list[str]:
-    request, answer = figures[name, "request"], figures[name, "answer"]
-    return [name, str(request), str(answer), str(request + answer), str(figures.get((name, "event")) or "-")]
+def _row(name: str, figures: Mapping[tuple[str, str], Figure], factor: float) -> list[str]:
+    request, answer, event = (figures.get((name, part)) for part in ("request", "answer", "event"))
+    if request is None or answer is None:
+        raise TypeError(f"{name} has not been measured.")
+    both = request + answer
+    on_scale = [f"{each.microseconds / factor:.1f}" if each else "-" for each in (both, event)]
+    return [name, str(request), str(answer), str(both), str(event or "-"), *on_scale]
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    head = ["Model", "request, µs", "answer, µs", "both, µs", "event, µs"]
-    vendors = list(subjects())
-    figures = measured({(each.name, part): work for each in vendors for part, work in _works(each).items()})
-    print(markdown(head, [_row(each.name, figures) for each in vendors]))
-    print(f"\nAt most {EXCHANGE_LIMIT_US} µs for both and {EVENT_LIMIT_US} µs for an event are wanted.")
+    """Measure, and print what it takes here and what that is on the scale of the limits."""
+    head = ["Model", "request, µs", "answer, µs", "both, µs", "event, µs", "both on scale", "event on scale"]
+    vendors, scale = list(subjects()), Scale(known_probes())
+    figures = measured({(each.name, part): work for each in vendors for part, work in _works(each).items()}, scale)
+    print(markdown(head, [_row(each.name, figures, scale.factor) for each in vendors]))
+    print(f"\nAt most {EXCHANGE_LIMIT_US} µs for both and {EVENT_LIMIT_US} µs for an event are wanted, on the scale of")
+    print(f"a machine where these take what stands beside them:\n\n{scale}")
 
 
 if __name__ == "__main__":

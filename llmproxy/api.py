@@ -20,12 +20,14 @@ Beside the classes, which say themselves what they are:
     lies_within: Whether a target's region satisfies a constraint.
     post_alert: Posts an alert to somebody's webhook; that it failed is logged.
     spoken_subject: A subject of a limit as a person would say it.
+    suggestion: What misspelt words may have been meant to be, as ` (did you mean …?)` or nothing.
 """
 
 from __future__ import annotations
 
 from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, LedgerShare, WorstCase
-from llmproxy.config import Config, Pattern, ProviderConfig, Seconds, Section, Timeouts
+from llmproxy.config import Config, ModelName, Pattern, ProviderConfig, Seconds, Section, Timeouts
+from llmproxy.config_mistakes import suggestion
 from llmproxy.dialects.chat_collect import ChunkCollector
 from llmproxy.dialects.chat_events import WholeEvents, completion_events
 from llmproxy.errors import (
@@ -101,6 +103,7 @@ from llmproxy.services import (
     Router,
     RouteRequest,
     Row,
+    RunningGateway,
     Services,
     Tasks,
     UpstreamRequest,
@@ -146,6 +149,7 @@ __all__ = [
     "LLMProxyError",
     "LedgerShare",
     "Log",
+    "ModelName",
     "ModelNotAllowed",
     "ModelNotFound",
     "NotFound",
@@ -168,6 +172,7 @@ __all__ = [
     "RouteRequest",
     "Router",
     "Row",
+    "RunningGateway",
     "SSEDecoder",
     "Scope",
     "ScopeName",
@@ -211,4 +216,5 @@ __all__ = [
     "lies_within",
     "post_alert",
     "spoken_subject",
+    "suggestion",
 ]

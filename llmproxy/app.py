@@ -32,6 +32,7 @@ from llmproxy.ids import new_id
 from llmproxy.journal import Journal
 from llmproxy.key_snapshot import KeySnapshot
 from llmproxy.keys import DEFAULT_WORKSPACE, KeyRing, credential_in
+from llmproxy.ledger_sums import LedgerSums
 from llmproxy.partitions import Partitions
 from llmproxy.plugins import PluginSource
 from llmproxy.public_addresses import is_public
@@ -119,6 +120,15 @@ class App:
             vitals=Vitals(group or secrets.token_hex(8), lambda: self._journal.pending),
         )
         self.keys: Final = KeyRing(self._queries, clock, log, KeySnapshot(state.path / "keys.json"))
+        self._partitions = Partitions(
+            self._database,
+            self._queries,
+            config.audit,
+            clock,
+            log,
+            notary=self._notary,
+            body_days=self.keys.configured_body_days,
+        )
         self._tls = ServerTLS(config.server.tls, log) if config.server.tls else None
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -226,15 +236,15 @@ class App:
         self.gateway, workspaces = await self._make_gateway()
         opened.push_async_callback(self._close_gateways)
         self.keys.configure(workspaces)
+        # Only now is it known how long workspaces want what is theirs kept.
+        self._tasks.start("partitions", self._partitions.run())
+        self._tasks.start("ledger sums", LedgerSums(self._database, self._queries, self._clock, self._log).run())
         # Only now: what a dead worker left is settled with the gateway's models and prices.
         self.recorder.startup()
 
     async def _make_recorder(self) -> Recorder:
-        partitions = Partitions(
-            self._database, self._queries, self._config.audit, self._clock, self._log, notary=self._notary
-        )
-        await partitions.try_to_maintain()
-        self._tasks.start("partitions", partitions.run())
+        partitions = self._partitions
+        await partitions.try_to_prepare()
         rejected = self._state.journal / "rejected.jsonl"
         writer = BatchWriter(
             self._database,
@@ -243,8 +253,8 @@ class App:
             rejected,
             clock=self._clock,
             log=self._log,
-            # The chain last, for its checkpoints make other workers wait until this batch is committed.
-            parts=[QuotaSettlement(self._queries), self._chain],
+            parts=[QuotaSettlement(self._queries)],
+            chain=self._chain,
         )
         return Recorder(
             self._journal,

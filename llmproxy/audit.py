@@ -17,7 +17,7 @@ SHIP_SECONDS: Final = 0.05
 # Where so many rows come in that time, they are shipped more seldom and more at once: a transaction costs as much as
 # many rows.
 BUSY_ROWS: Final = 20
-BUSY_SHIP_SECONDS: Final = 0.25
+BUSY_SHIP_SECONDS: Final = 0.5
 REPLAY_SECONDS: Final = 5
 # After a pass that failed, so that a fault that stays does not flood the log.
 FAILED_PASS_SECONDS: Final = 1

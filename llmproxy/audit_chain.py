@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -27,6 +27,7 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _LINK: Final = struct.Struct("!16sqq")
 _PLACE: Final = struct.Struct("!16sq")
+_STORED: Final = struct.Struct("!16sq64s")
 _LINK_PURPOSE: Final = b"llmproxy link "
 _KEY_ID_CHARACTERS: Final = 16
 
@@ -45,9 +46,9 @@ class Link(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What the tables hold of a request now, as JSON arrays in the order of the form's columns.
+    """What the tables hold of a request now, as the text that Postgres makes of rows of the form's columns.
 
-    `request` is `[row, attempts]`, None when there is no such row; `ledger` is the rows of the ledger.
+    `request` is its row and those of its attempts, None when there is no such row; `ledger` the rows of the ledger.
     """
 
     request: str | None
@@ -76,34 +77,25 @@ def link_hash(chain: UUID, link: Link, previous: bytes) -> bytes:
     return hashlib.sha256(previous + fields + place + link.request_sha256 + link.ledger_sha256).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Links:
-    """The links of one transaction, as columns."""
-
-    request_sha256: Sequence[bytes]
-    ledger_sha256: Sequence[bytes]
-    link_sha256: Sequence[bytes]
-
-
-def make_links(
-    chain: UUID, number: int, previous: bytes, recorded_at: datetime, contents: Iterable[tuple[bytes, bytes, bytes]]
-) -> Links:
-    """The links that follow link `number`; of what `link_hash` says of them, with as little work as can be.
+def make_links(chain: UUID, number: int, previous: bytes, recorded_at: datetime, stored: bytes) -> Sequence[bytes]:
+    """The SHA-256s of the links that follow link `number`, as `link_hash` says; with as little work as can be.
 
     Args:
-        contents: For each its place, which is the request's id and time as Postgres sends them, and its two contents.
+        stored: For each the request's id and time and the hashes of both contents, as Postgres sends them.
     """
-    sha256, pack = hashlib.sha256, _LINK.pack
-    requests, ledgers, links = [], [], []
+    sha256, pack, size = hashlib.sha256, _LINK.pack, _STORED.size
     chain_bytes, time = chain.bytes, _microseconds(recorded_at)
-    for place, request, ledger in contents:
+    links = []
+    for at in range(0, len(stored), size):
         number += 1
-        hashes = sha256(request).digest(), sha256(ledger).digest()
-        previous = sha256(previous + pack(chain_bytes, number, time) + place + hashes[0] + hashes[1]).digest()
-        requests.append(hashes[0])
-        ledgers.append(hashes[1])
+        previous = sha256(previous + pack(chain_bytes, number, time) + stored[at : at + size]).digest()
         links.append(previous)
-    return Links(requests, ledgers, links)
+    return links
+
+
+def times_of(stored: bytes) -> Sequence[int]:
+    """The times of the requests that `make_links` is given, in microseconds since Postgres' epoch."""
+    return [time for _, time, _ in _STORED.iter_unpack(stored)]
 
 
 def content_hash(content: str) -> bytes:

@@ -10,7 +10,7 @@ from uuid import UUID
 from llmproxy.audit_chain import AuditKeys, Contents, Link, Problem, content_hash, link_hash
 from llmproxy.audit_log import ChainFacts
 
-_NO_ROWS: Final = "[]"
+_NO_ROWS: Final = ""
 
 
 class ChainCheck:
@@ -37,6 +37,11 @@ class ChainCheck:
         self._number, self._link_sha256 = (start.number, start.link_sha256) if start else (0, facts.genesis)
         self._signed_number = self._number
         self.requests = self.ledger_only = 0
+
+    @property
+    def uncovered(self) -> int:
+        """How many links the log knows nothing of yet, which could be cut off without a trace."""
+        return max(self._number - self._facts.length, 0)
 
     def begin(self) -> Iterator[Problem]:
         """What is wrong with the link after which to begin, of which only the signature is known."""

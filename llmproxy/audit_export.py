@@ -2,8 +2,8 @@
 
 The last line is a signature of all others, so that nothing of the file can be left out.
 
-Contents stand in the file as the text that was hashed: JSON arrays in the order of the columns that the chain's first
-entry in the log names.
+Contents stand in the file as the text that was hashed: rows as Postgres writes them, in the order of the columns that
+the chain's first entry in the log names.
 """
 
 from __future__ import annotations

@@ -91,6 +91,7 @@ class LogCheck:
         dropped_before: The rows of requests of earlier days may be gone, as their retention is over.
         adjusted: The SHA-256 of the ledger's adjustments, by the day that they are of.
         head: The last entry.
+        ended_at: Its time.
     """
 
     def __init__(self, keys: AuditKeys, until: datetime | None = None) -> None:
@@ -101,6 +102,7 @@ class LogCheck:
         self.dropped_before: date | None = None
         self.adjusted: Final[dict[date, str]] = {}
         self.head: LogHead = EMPTY_LOG
+        self.ended_at: datetime | None = None
 
     def feed(self, entry: LogEntry) -> Iterator[Problem]:
         """What is wrong with the next entry; what it says counts only when nothing is."""
@@ -113,6 +115,7 @@ class LogCheck:
         document = orjson.loads(entry.document)
         at = datetime.fromisoformat(document["at"])
         self.began_at = self.began_at or at
+        self.ended_at = at
         if self._until is None or at < self._until:
             self._note(Kind(document["kind"]), document)
 

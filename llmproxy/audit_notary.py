@@ -42,8 +42,11 @@ class Anchor:
 
 def anchor_document(head: LogHead) -> bytes:
     """What an anchor file holds."""
-    document = {"number": head.number, "entry_sha256": head.entry_sha256.hex()}
-    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(_fields(head), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _fields(head: LogHead) -> dict[str, object]:
+    return {"number": head.number, "entry_sha256": head.entry_sha256.hex()}
 
 
 class Notary:
@@ -61,6 +64,7 @@ class Notary:
         self._clock = clock
         self._log = log
         self._anchor = anchor
+        self._known = EMPTY_LOG
 
     async def append(self, connection: Connection, kind: Kind, **facts: object) -> None:
         """Add an entry to what is being committed; until then, no other is added. Raises StorageError."""
@@ -69,14 +73,25 @@ class Notary:
         await connection.execute(self._queries["append_to_log"], *entry)
 
     async def remember(self, database: Database) -> None:
-        """Let this machine know of the log's committed head. Raises StorageError."""
+        """Let this machine know of the log's committed head, and so its logs. Raises StorageError."""
         head = await self._head(database)
+        self._note(head)
         if self._anchor is None or head == EMPTY_LOG:
             return
         try:
             await asyncio.to_thread(self._anchor.advance, head)
         except (OSError, ValueError) as error:
             self._log.warning("audit_anchor_not_written", error=str(error))
+
+    def _note(self, head: LogHead) -> None:
+        if head == self._known:
+            return
+        if head.number <= self._known.number:
+            self._log.error("audit_log_cut", had_entry=self._known.number, ends_at_entry=head.number)
+            return
+        self._known = head
+        # Where the gateway's logs are collected, whoever may change the database cannot take it back.
+        self._log.info("audit_head", **_fields(head))
 
     async def _head(self, connection: Connection) -> LogHead:
         row = await connection.fetch_row(self._queries["head_of_log"])

@@ -45,6 +45,9 @@ class Report:
     Attributes:
         requests: How many requests are as they were recorded, or else are among the problems.
         ledger_only: Of how many only the ledger could be compared, for the rest is past its retention.
+        uncovered: How many were recorded after the last entry of the log about their chain: nothing would show that
+            they were cut off.
+        ended_at: The time of the log's last entry. Nothing but a head kept elsewhere shows that it had later ones.
         problems: The first of them.
     """
 
@@ -54,6 +57,8 @@ class Report:
     chains: int = 0
     requests: int = 0
     ledger_only: int = 0
+    uncovered: int = 0
+    ended_at: datetime | None = None
     problem_count: int = 0
     problems: list[Problem] = field(default_factory=list)
 
@@ -74,7 +79,12 @@ class Report:
             "chains": self.chains,
             "requests": self.requests,
             "ledger_only": self.ledger_only,
-            "head": {"number": self.head.number, "entry_sha256": self.head.entry_sha256.hex()},
+            "uncovered": self.uncovered,
+            "head": {
+                "number": self.head.number,
+                "entry_sha256": self.head.entry_sha256.hex(),
+                "at": self.ended_at,
+            },
             "problem_count": self.problem_count,
             "problems": [_shown(problem) for problem in self.problems],
         }
@@ -115,7 +125,7 @@ async def _verify_log(reader: AuditReader, log: LogCheck, anchors: Sequence[LogH
     for number in sorted(waiting):
         message = f"The log ends at entry {log.head.number}; it is known to have had entry {number}."
         report.add([Problem(message, number=log.head.number)])
-    report.head, report.began_at = log.head, log.began_at
+    report.head, report.began_at, report.ended_at = log.head, log.began_at, log.ended_at
 
 
 async def _verify_chain(reader: AuditReader, chain: ChainOf, report: Report) -> None:
@@ -128,6 +138,7 @@ async def _verify_chain(reader: AuditReader, chain: ChainOf, report: Report) -> 
     report.chains += 1
     report.requests += check.requests
     report.ledger_only += check.ledger_only
+    report.uncovered += check.uncovered
 
 
 def _shown(problem: Problem) -> Document:

@@ -18,11 +18,12 @@ from typing import Final, NamedTuple, Protocol
 
 import orjson
 
+from llmproxy.audit_contents import record_batch
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
 from llmproxy.exchange import USAGE_CLASSES, Document
 from llmproxy.segments import encode_json
-from llmproxy.services import Clock, Connection, Database, Log
+from llmproxy.services import Clock, Connection, Database, Log, Row
 
 # The columns that are written, and so the keys of a record's parts. A journal of an older version lacks the newer
 # ones: a column added later must be nullable.
@@ -74,12 +75,23 @@ class BatchPart(Protocol):
         """Write what belongs to these records, each of which is seen exactly once. Raises StorageError."""
 
 
+class BatchChain(Protocol):
+    """What links the rows of a batch to those before, in the same transaction."""
+
+    async def write(self, connection: Connection, recorded: Sequence[Document], stored: bytes) -> None:
+        """Add a link for each record; `stored` is what Postgres says of what was stored. Raises StorageError."""
+
+    def committed(self) -> None:
+        """Hear that what was written last is there to stay; when nobody says so, it may be or may not."""
+
+
 class BatchWriter:
     """Writes records to Postgres, and does not give up.
 
     Args:
         rejected_file: Where records go that Postgres refuses for what they hold, one JSON line each.
         parts: What else belongs to a batch, in the order in which it is written.
+        chain: Comes last, for its checkpoints make other workers wait until the batch is committed.
         jitter: A number from 0 to 1, so that the workers do not all come back at once.
     """
 
@@ -93,17 +105,18 @@ class BatchWriter:
         clock: Clock,
         log: Log,
         parts: Sequence[BatchPart] = (),
+        chain: BatchChain | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._database = database
-        columns = {name: ", ".join(COLUMNS[name]) for name in COLUMNS}
-        self._query = queries["record_batch"].format(**columns, zeros=_ZEROS)
+        self._query = record_batch(queries, COLUMNS, _ZEROS, is_read_back=chain is not None)
         self._partitions = partitions
         self._rejected_file = rejected_file
         self._clock = clock
         self._log = log
         self._parts = tuple(parts)
-        # What is shipped and what is replayed come from two tasks, and a part may build on the batch before.
+        self._chain = chain
+        # What is shipped and what is replayed come from two tasks, and the chain builds on the batch before.
         self._one_at_a_time = asyncio.Lock()
         self._jitter = jitter
 
@@ -143,12 +156,23 @@ class BatchWriter:
                 return None
 
     async def _record(self, records: Sequence[Document], batch: _Batch) -> None:
-        async with self._one_at_a_time, self._database.transaction() as connection:
-            # Of a request that is there twice, the first record is the one that went in.
-            by_id = {record["request"]["id"]: record for record in reversed(records)}
-            recorded = [by_id[row["id"]] for row in await connection.fetch(self._query, *batch.tables)]
-            for part in self._parts:
-                await part.write(connection, recorded)
+        async with self._one_at_a_time:
+            async with self._database.transaction() as connection:
+                row = await connection.fetch_row(self._query, *batch.tables)
+                if row is None or not row["ids"]:
+                    return
+                await self._write_parts(connection, records, row)
+            if self._chain is not None:
+                self._chain.committed()
+
+    async def _write_parts(self, connection: Connection, records: Sequence[Document], row: Row) -> None:
+        # Of a request that is there twice, the first record is the one that went in.
+        by_id = {record["request"]["id"]: record for record in reversed(records)}
+        recorded = [by_id[request_id] for request_id in row["ids"]]
+        for part in self._parts:
+            await part.write(connection, recorded)
+        if self._chain is not None:
+            await self._chain.write(connection, recorded, row["stored"])
 
     def _pauses(self) -> Iterator[float]:
         longest_seconds = FIRST_PAUSE_SECONDS
@@ -190,8 +214,8 @@ def _batch(records: Sequence[Document]) -> _Batch:
 
 def _json(rows: list[Document]) -> str:
     data = encode_json(rows)
-    # Postgres has no NUL in text; looking for its escape in the whole batch costs nothing.
-    if rb"\u0000" in data:
+    # Postgres has no NUL in text. Looking for its escape in a whole batch costs, looking for one byte does not.
+    if b"\\" in data and rb"\u0000" in data:
         data = encode_json(_without_nul(orjson.loads(data)))
     return data.decode()
 

@@ -9,8 +9,7 @@ from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
-from llmproxy.audit_chain import AuditKeys, Form, Links, genesis, make_links
-from llmproxy.audit_contents import BatchContents, ContentReader, Written
+from llmproxy.audit_chain import AuditKeys, Form, genesis, make_links, times_of
 from llmproxy.audit_log import Kind
 from llmproxy.audit_notary import Notary
 from llmproxy.config import AuditConfig
@@ -38,7 +37,7 @@ class _Chain:
 
     Attributes:
         last: The last link that is known to be committed.
-        written: The last link that was written; the end of its transaction is seen only afterwards.
+        written: The last link that was written; whether its transaction was committed may be in doubt.
         checkpoint: The number of the link that the log knows of.
     """
 
@@ -53,7 +52,7 @@ class _Chain:
 
 
 class ChainWriter:
-    """The chain of one run of one worker; a part of every batch that it records.
+    """The chain of one run of one worker, with a link for everything that it records.
 
     Batches come one at a time, each after the end of the transaction of the one before.
 
@@ -73,7 +72,6 @@ class ChainWriter:
         log: Log,
     ) -> None:
         self._queries = queries
-        self._contents = ContentReader(queries, form)
         self._notary = notary
         self._keys = keys
         self._form = form
@@ -82,12 +80,15 @@ class ChainWriter:
         self._log = log
         self._chain = _Chain()
 
-    async def write(self, connection: Connection, recorded: Sequence[Document]) -> None:
-        """Add a link for each record to what is being committed. Raises StorageError, after which to try again."""
-        if not recorded:
-            return
+    async def write(self, connection: Connection, recorded: Sequence[Document], stored: bytes) -> None:
+        """Add a link for each record to what is being committed. Raises StorageError, after which to try again.
+
+        Args:
+            recorded: At least one.
+            stored: What Postgres says was stored of each, as `make_links` takes it.
+        """
         try:
-            await self._write(connection, recorded)
+            await self._write(connection, recorded, stored)
         except StorageError as error:
             if error.error_code != REJECTED or self._chain.written is None:
                 raise
@@ -96,40 +97,36 @@ class ChainWriter:
             self._chain = _Chain()
             raise StorageError("The audit chain cannot be continued; a new one is begun.") from error
 
-    async def _write(self, connection: Connection, recorded: Sequence[Document]) -> None:
+    def committed(self) -> None:
+        """Hear that the links written last are there to stay; the next ones go on from them."""
+        self._chain.last = self._chain.written
+
+    async def _write(self, connection: Connection, recorded: Sequence[Document], stored: bytes) -> None:
         chain = self._chain
-        written = Written(chain.written.number, chain.written.admitted_at) if chain.written else None
-        contents = await self._contents.read(connection, recorded, chain.id, written)
-        if contents.is_committed:
-            chain.last = chain.written
+        if chain.last is not chain.written:
+            chain.last = chain.written = await self._committed(connection)
         chain.checkpoint = min(chain.checkpoint, chain.length)
         if chain.last is None:
             facts = {"chain": str(chain.id), "form": self._form, "key_id": self._keys.key_id}
             await self._notary.append(connection, Kind.CHAIN_BEGAN, **facts)
-        chain.written = await self._insert(connection, contents)
+        chain.written = await self._insert(connection, recorded, stored)
         if chain.written.number >= chain.checkpoint + self._config.checkpoint_rows:
             await self._add_checkpoint(connection, Kind.CHECKPOINT, chain.written)
             chain.checkpoint = chain.written.number
 
-    async def _insert(self, connection: Connection, contents: BatchContents) -> _Place:
+    async def _insert(self, connection: Connection, recorded: Sequence[Document], stored: bytes) -> _Place:
         chain, recorded_at = self._chain, self._recorded_at()
-        links = self._links(recorded_at, contents)
-        end = links.link_sha256[-1]
-        columns = (contents.ids, contents.times, links.request_sha256, links.ledger_sha256, links.link_sha256)
-        signed = (*columns, self._keys.sign_link(end))
-        await connection.execute(self._queries["insert_links"], chain.id, chain.length, recorded_at, *signed)
-        return _Place(chain.length + len(contents.ids), end, recorded_at, contents.times[-1])
+        previous = chain.last.link_sha256 if chain.last else genesis(chain.id, self._form)
+        links = make_links(chain.id, chain.length, previous, recorded_at, stored)
+        ids = [record["request"]["id"] for record in recorded]
+        columns = (ids, times_of(stored), stored, b"".join(links), self._keys.sign_link(links[-1]))
+        await connection.execute(self._queries["insert_links"], chain.id, chain.length, recorded_at, *columns)
+        return _Place(chain.length + len(links), links[-1], recorded_at, recorded[-1]["request"]["admitted_at"])
 
     def _recorded_at(self) -> datetime:
         now, last = self._clock.now(), self._chain.last
         # Which links went in together can be told by their time, and so which one has to be signed.
         return max(now, last.recorded_at + _TICK) if last else now
-
-    def _links(self, recorded_at: datetime, contents: BatchContents) -> Links:
-        chain = self._chain
-        previous = chain.last.link_sha256 if chain.last else genesis(chain.id, self._form)
-        rows = zip(contents.places, contents.requests, contents.ledgers, strict=True)
-        return make_links(chain.id, chain.length, previous, recorded_at, rows)
 
     # Checkpoints
 

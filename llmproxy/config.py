@@ -9,14 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 Seconds = Annotated[float, Field(gt=0)]
 Pattern = Annotated[str, Field(min_length=1)]
 Price = Annotated[Decimal, Field(ge=0)]
 KeptBodies = Literal["none", "requests", "responses", "all"]
+# As good as for ever, and no date is too far to be reckoned with.
+MAX_DAYS: Final = 36_500
+
+
+class ModelName(str):
+    """The name of a model that a plugin asks for: where nothing serves one of that name, its section has a mistake."""
+
+    __slots__ = ()
+
+    # pydantic's own types for a hook of its own, which say nothing here.
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
 
 
 class Section(BaseModel):
@@ -200,6 +214,9 @@ class WorkspaceConfig(Section):
     models: tuple[Pattern, ...] = Field(default=("*",), description="Patterns of the models its keys may use.")
     region: str | None = Field(default=None, description="Requests never leave this region; null: any will do.")
     bodies: KeptBodies | None = Field(default=None, description="Replaces `audit.bodies` for this workspace.")
+    bodies_retention_days: int | None = Field(
+        default=None, ge=1, le=MAX_DAYS, description="Replaces `audit.bodies_retention_days` for this workspace."
+    )
 
 
 class RatesConfig(Section):

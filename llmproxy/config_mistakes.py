@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Final, Union, get_args, get_origin
@@ -36,23 +36,20 @@ def fields(annotation: object) -> dict[str, object]:
     }
 
 
-def below(annotation: object, step: str | int) -> object:
-    """The annotation one step down, `object` where nothing is known."""
-    named = fields(annotation)
-    if named:
-        return named.get(str(step), object)
+def below(annotation: object) -> Callable[[str | int], object]:
+    """Gives the annotations one step down, `object` where nothing is known."""
+    if named := fields(annotation):
+        return lambda step: named.get(str(step), object)
     arguments = [a for kind in alternatives(annotation) for a in get_args(kind) if a is not ...]
-    return arguments[-1] if arguments else object
+    return lambda _step: arguments[-1] if arguments else object
 
 
 def secrets(annotation: object, value: object) -> Iterator[str]:
     """The texts under `value` that stand where a secret belongs."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from secrets(below(annotation, key), inner)
-    elif isinstance(value, list):
-        for item in value:
-            yield from secrets(below(annotation, 0), item)
+    if isinstance(value, dict | list):
+        inner = below(annotation)
+        for step, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from secrets(inner(step), each)
     elif SecretStr in alternatives(annotation):
         yield str(value)
 
@@ -94,6 +91,9 @@ def sentence(error: ErrorDetails) -> str:
         quotes = "; put it in quotes" if wanted == "string" and found in ("a number", "true or false") else ""
         return f"must be {_WANTED[wanted]}, not {found}{quotes}"
     message = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
+    if isinstance(error["input"], str):
+        # A secret is a text too, whose length pydantic counts as that of a list.
+        message = re.sub(r"\bitem(?=s?\b)", "character", message)
     return re.sub(r"^\w+ should ", "must ", message).partition(" after validation")[0]
 
 
@@ -110,7 +110,7 @@ def error_suggestion(model: type[BaseModel], path: KeyPath, error: ErrorDetails)
         return ""
     annotation: object = model
     for step in path[:-1]:
-        annotation = below(annotation, step)
+        annotation = below(annotation)(step)
     return suggestion([str(error["loc"][-1])], fields(annotation))
 
 

@@ -37,6 +37,9 @@ def config_schema(
         "description": keys["providers"]["description"],
         **_providers_schema(kinds, schema["$defs"]),
     }
+    for name, section in keys.items():
+        # One whose keys are all commented out is one left out.
+        keys[name] = {"anyOf": [section, {"type": "null"}]}
     return {"$schema": GenerateJsonSchema.schema_dialect, **refs[Config], **schema}
 
 

@@ -51,10 +51,17 @@ def _storage_error(error: Exception) -> StorageError:
     if isinstance(error, asyncpg.QueryCanceledError | TimeoutError):
         return StorageError("The database did not answer in time; try again.")
     if isinstance(error, asyncpg.DataError) or state[:2] in REJECTED_CLASSES:
-        return StorageError("The database refuses what it was given; the log says why.", code=REJECTED)
+        # What follows a colon is what was given, which may be anybody's secret.
+        reason = _first_line(error).partition(":")[0]
+        return StorageError("The database refuses what it was given", code=REJECTED, reason=reason)
     if isinstance(error, asyncpg.PostgresError) and state[:2] not in LOST_CLASSES:
-        return StorageError("The database could not do what it was asked; the log says why.")
+        return StorageError("The database could not do what it was asked", reason=_first_line(error))
     return StorageError("The database cannot be reached; try again.")
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the details, which quote rows."""
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def location(url: str) -> str:
@@ -141,7 +148,7 @@ class _Listener:
                 pause_seconds = FIRST_PAUSE_SECONDS
                 await self._serve(connection)
             except StorageError as error:
-                self._log.warning("database_listener_lost", error=error.message, retry_after_seconds=pause_seconds)
+                self._log.warning("database_listener_lost", error=error.for_operator, retry_after_seconds=pause_seconds)
             await self._clock.sleep(pause_seconds)
             pause_seconds = min(pause_seconds * 2, LONGEST_PAUSE_SECONDS)
 
@@ -214,10 +221,7 @@ class Postgres:
             if required:
                 await self.fetch("SELECT 1")
         except StorageError as error:
-            raise StorageError(
-                f"No PostgreSQL can be used at {location(self._url)} ({_reason(error)}); "
-                "check that it runs and that `database.url` is right.",
-            ) from error
+            raise unusable(self._url, error) from error
 
     async def close(self) -> None:
         """Stop listening and close every connection; calls in progress get some seconds to end."""
@@ -232,7 +236,9 @@ class Postgres:
 
     def _settings(self) -> dict[str, str]:
         milliseconds = str(int(self._config.statement_seconds * 1000))
-        return {"application_name": "llmproxy", "timezone": "UTC", "statement_timeout": milliseconds}
+        # What the audit's hashes are made of is written as text; no server's own settings may change it.
+        formats = {"timezone": "UTC", "datestyle": "ISO"}
+        return {"application_name": "llmproxy", "statement_timeout": milliseconds, **formats}
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         with storage_errors():
@@ -302,7 +308,11 @@ class Postgres:
         return partial(self._listener.remove, subscription)
 
 
-def _reason(error: StorageError) -> str:
-    cause = error.__cause__
+def unusable(url: str, error: StorageError) -> StorageError:
+    """The error for a server that cannot be connected to, which names it and says why."""
     # The driver's messages name user and database, never a password; an empty one is a timeout.
-    return str(cause).rstrip(".") or "no answer in time"
+    reason = str(error.__cause__).rstrip(".") or "no answer in time"
+    return StorageError(
+        f"No PostgreSQL can be used at {location(url)} ({reason}); "
+        "check that it runs and that `database.url` is right.",
+    )

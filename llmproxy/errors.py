@@ -327,9 +327,28 @@ class Unavailable(LLMProxyError):
 
 
 class StorageError(Unavailable):
-    """Postgres or the local journal cannot be used."""
+    """Postgres or the local journal cannot be used.
+
+    Args:
+        reason: Why, for the operator; clients are told that the log has it.
+
+    Attributes:
+        for_operator: The message with the reason in it.
+    """
 
     code = "storage_unavailable"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        reason: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        told = f"{message}; the log says why." if reason else message
+        super().__init__(told, code=code, retry_after_seconds=retry_after_seconds)
+        self.for_operator: Final = f"{message}: {reason}." if reason else message
 
 
 class PluginError(LLMProxyError):

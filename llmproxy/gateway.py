@@ -26,14 +26,15 @@ from llmproxy.keys import KeyRing
 from llmproxy.listing import Listing
 from llmproxy.occupancy import Occupancy
 from llmproxy.pipeline import Pipeline
-from llmproxy.plugins import Plugins, PluginSource, enabled, installed
+from llmproxy.plugins import Plugins, PluginSource, enabled, installed, named_models
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Endpoints, Provider, Transport
-from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.providers.builtin import BuiltinProviders, key_variables
 from llmproxy.quotas import Quotas
 from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Routes
 from llmproxy.services import Log, Services
+from llmproxy.yaml_reader import KeyPath
 
 DEFAULT_CONFIG_NAME: Final = "built-in defaults"
 # What a reload cannot change, for a socket, a pool, a file or a process stands on it.
@@ -214,21 +215,30 @@ def resolve_configuration(
         if not provider.has_own_names
     }
     catalogue = Catalogue(config.models, providers, known)
-    for alias, model in catalogue.unresolved():
-        others = [name for name in catalogue.every_name() if name != alias]
-        document.mistake(f"no configured provider serves '{model}'", "models", alias, near=others)
+    _note_unserved(document, catalogue, plugins)
     document.raise_if_mistaken()
     listing = Listing(providers, prices, services.clock)
     return Configuration(config, plugins, providers, endpoints, prices, catalogue, listing)
 
 
+def _note_unserved(document: ConfigDocument, catalogue: Catalogue, plugins: Plugins) -> None:
+    """Note every model that an alias or a plugin names, and that nothing serves."""
+    names = catalogue.every_name()
+    found: list[tuple[KeyPath, str]] = [(("models", alias), model) for alias, model in catalogue.unresolved()]
+    for plugin in plugins.enabled:
+        named = named_models(plugin.config)
+        found += [(("plugins", plugin.name, *path), model) for path, model in named if not catalogue.targets(model)]
+    for place, model in found:
+        document.mistake(f"no configured provider serves '{model}'", *place, near=[n for n in names if n != place[-1]])
+
+
 def default_config(environ: Mapping[str, str]) -> str:
     """What is served without a file: the demo, and every provider whose usual key variable is set."""
     lines = ["providers:", "  demo: {}"]
-    for kind in BuiltinProviders().register_providers(Config()):
-        variable = next((name for name in kind.key_variables if environ.get(name)), None)
-        if variable is not None and not any(line.startswith(f"  {kind.kind}:") for line in lines):
-            lines.append(f'  {kind.kind}: {{api_key: "${{{variable}}}"}}')
+    for kind, variables in key_variables().items():
+        variable = next((name for name in variables if environ.get(name)), None)
+        if variable is not None:
+            lines.append(f'  {kind}: {{api_key: "${{{variable}}}"}}')
     return "\n".join(lines) + "\n"
 
 
@@ -240,7 +250,7 @@ def _endpoints(config: Config, document: ConfigDocument, plugins: Plugins, servi
         if kind is None:
             place = ("providers", name, "kind") if section.get("kind") else ("providers", name)
             sentence = "no provider of this kind is known; set `kind: openai` for an endpoint of your own"
-            document.mistake(sentence, *place, near=kinds)
+            document.mistake(sentence, *place, near=[*kinds, *key_variables()])
         elif (validated := document.validate(kind.Config, "providers", name)) is not None and not document.mistakes:
             try:
                 for number, (label, _) in enumerate(validated.credentials()):

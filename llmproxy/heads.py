@@ -8,8 +8,8 @@ from llmproxy.exchange import Attempt, Exchange, Headers
 
 
 def answer_head(exchange: Exchange, now_monotonic: float) -> Headers:
-    """Who answered, after how many attempts, and what the gateway itself took."""
-    answer, attempts = exchange.answer, exchange.attempts
+    """Who answered, after how many attempts that were sent, and what the gateway itself took."""
+    answer, attempts = exchange.answer, [attempt for attempt in exchange.attempts if attempt.is_sent]
     overhead_seconds = now_monotonic - exchange.started_monotonic - sum(map(_upstream_seconds, attempts))
     head = [
         ("x-llmproxy-request-id", exchange.id),
@@ -28,8 +28,10 @@ def answer_head(exchange: Exchange, now_monotonic: float) -> Headers:
 
 
 def cost_header(exchange: Exchange) -> Headers:
-    """What a whole answer cost; nothing when that is not known."""
+    """What a whole answer cost: 0 when no provider was asked, and nothing when that is not known."""
     cost = exchange.cost
+    if cost is None and not any(attempt.is_sent for attempt in exchange.attempts):
+        return [("x-llmproxy-cost-usd", "0")]
     return [("x-llmproxy-cost-usd", f"{cost.amount_usd:f}")] if cost and cost.amount_usd is not None else []
 
 

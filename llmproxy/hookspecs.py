@@ -62,7 +62,8 @@ def register_commands(cli: Commands) -> None:
     """Add commands to the `llmproxy` command line, through `cli.add_command` (a click group).
 
     When: when the command line starts and a configuration enables the plugin; nothing else is running then.
-    Must be a plain `def`.
+    Must be a plain `def`. A command that has to ask the gateway that serves does so with `cli.gateway.ask`. Name the
+    commands in the class attribute `commands`, so that people learn what to enable.
     Failure: the command line stops with the error.
     """
     raise AssertionError

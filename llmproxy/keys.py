@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -10,14 +9,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+import orjson
+
 from llmproxy.config import WorkspaceConfig
-from llmproxy.errors import StorageError, Unauthenticated, Unavailable
-from llmproxy.exchange import Principal
-from llmproxy.key_snapshot import KeyRows, KeySnapshot
+from llmproxy.errors import Unauthenticated, Unavailable
+from llmproxy.exchange import Document, Principal
+from llmproxy.key_snapshot import KeySnapshot
+from llmproxy.key_tables import KeyTables
 from llmproxy.queries import Queries
 from llmproxy.services import Clock, Database, Log, Row, Tasks
 
-RETRY_SECONDS: Final = 1.0
 MIN_KEY_CHARACTERS: Final = 16
 MIN_DISTINCT_CHARACTERS: Final = 8
 DEFAULT_WORKSPACE: Final = "default"
@@ -66,6 +67,7 @@ class Workspace:
     models: tuple[str, ...] = ("*",)
     region: str | None = None
     bodies: str | None = None
+    bodies_retention_days: int | None = None
 
 
 class KeyRing:
@@ -79,40 +81,37 @@ class KeyRing:
     """
 
     def __init__(self, queries: Queries, clock: Clock, log: Log, snapshot: KeySnapshot | None = None) -> None:
-        self._queries = queries
         self._clock = clock
-        self._log = log
-        self._snapshot = snapshot
+        self._tables = KeyTables(queries, clock, log, snapshot, self._forget)
         self._sections: Mapping[str, WorkspaceConfig] = {}
-        self._rows = KeyRows()
-        self._workspaces: dict[str, Workspace] = {}
+        self._configured_keys: Mapping[str, Principal] = {}
+        self._workspaces: Mapping[str, Workspace] = {}
+        # Keys by their hashes, each made when it is first used.
         self._keys: dict[str, VirtualKey] = {}
-        self._stale = asyncio.Event()
-        self._is_behind = False
-        self._is_blind = False
 
     def configure(self, sections: Mapping[str, WorkspaceConfig]) -> None:
         """Take over the workspaces and keys of a configuration, instead of the last one's. Cannot fail."""
         self._sections = sections
-        self._rebuild()
+        self._configured_keys = {
+            key_hash(key.get_secret_value()): Principal(name, f"config:{name}:{number}")
+            for name, section in sections.items()
+            for number, key in enumerate(section.keys, 1)
+        }
+        self._forget(None)
 
     async def start(self, database: Database, tasks: Tasks) -> None:
         """Read every key once, or the snapshot when there is no database, then keep up with changes."""
-        await self._try_to_read(database)
-        if self._is_behind:
-            await self._recall()
-        for channel in ("llmproxy_keys", "llmproxy_workspaces"):
-            database.listen(channel, lambda _payload: self._stale.set(), self._stale.set)
-        tasks.start("keys", self._keep_current(database))
+        await self._tables.start(database, tasks)
 
     def authenticate(self, headers: Mapping[str, str]) -> Principal:
         """Whose key this is.
 
         Raises Unauthenticated when it is missing, unknown, expired or revoked, Unavailable when that cannot be told.
         """
-        key = self._keys.get(key_hash(credential_in(headers)))
+        sha256 = key_hash(credential_in(headers))
+        key = self._keys.get(sha256) or self._find(sha256)
         # A key of the file may be revoked in the database, so without having read it nobody is let in.
-        if self._is_blind or (key is None and self._is_behind):
+        if self._tables.is_blind or (key is None and self._tables.is_behind):
             raise Unavailable("API keys cannot be looked up at the moment; try again shortly.", retry_after_seconds=1)
         if key is None:
             raise Unauthenticated("This API key is not known here; check that it is complete.")
@@ -134,75 +133,54 @@ class KeyRing:
         """The workspaces that the configuration file defines."""
         return {name: _configured(section) for name, section in self._sections.items()}
 
-    async def _keep_current(self, database: Database) -> None:
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            await self._try_to_read(database)
-            if self._is_behind:
-                # The notification is spent, and the listening connection may never have been lost.
-                await self._clock.sleep(RETRY_SECONDS)
-                self._stale.set()
+    def configured_body_days(self) -> Mapping[str, int | None]:
+        """How long each of those workspaces wants its bodies kept; None where it does not say."""
+        return {name: section.bodies_retention_days for name, section in self._sections.items()}
 
-    async def _try_to_read(self, database: Database) -> None:
-        try:
-            workspaces = await database.fetch(self._queries["list_workspaces"])
-            self._rows = KeyRows(workspaces, await database.fetch(self._queries["list_keys"]))
-        except StorageError as error:
-            self._is_behind = True
-            self._log.warning("keys_not_read", error=str(error))
+    def _forget(self, changed: set[str] | None) -> None:
+        """Have keys made anew; with None all of them, as the settings of workspaces may have changed."""
+        if changed is None:
+            stored = {name: _stored(row) for name, row in self._tables.rows.workspaces.items()}
+            self._workspaces = {**self.configured_workspaces(), **stored}
+            self._keys = {}
             return
-        self._is_behind = self._is_blind = False
-        self._rebuild()
-        await self._remember()
+        for sha256 in changed:
+            self._keys.pop(sha256, None)
 
-    async def _remember(self) -> None:
-        if self._snapshot is None:
-            return
-        try:
-            await asyncio.to_thread(self._snapshot.save, self._rows)
-        except (OSError, ValueError, TypeError) as error:
-            self._log.warning("keys_not_remembered", error=str(error))
+    def _find(self, sha256: str) -> VirtualKey | None:
+        """The key of a hash; what is stored wins over the file."""
+        document = self._tables.rows.keys.get(sha256)
+        if document is not None:
+            key = self._stored_key(orjson.loads(document))
+        elif (configured := self._configured_keys.get(sha256)) is not None:
+            key = VirtualKey(self._settled(configured))
+        else:
+            return None
+        self._keys[sha256] = key
+        return key
 
-    async def _recall(self) -> None:
-        try:
-            if self._snapshot is None:
-                raise FileNotFoundError
-            self._rows = await asyncio.to_thread(self._snapshot.load)
-        except (OSError, ValueError) as error:
-            self._is_blind = True
-            self._log.warning("keys_not_recalled", error=repr(error))
-        self._rebuild()
+    def _settled(self, principal: Principal) -> Principal:
+        """A principal with what is set about its workspace."""
+        settings = self._workspaces.get(principal.workspace, Workspace())
+        return replace(principal, workspace_models=settings.models, region=settings.region)
 
-    def _rebuild(self) -> None:
-        """Every key with its workspace's settings as they are now; what is stored wins over the file."""
-        workspaces = {name: _configured(section) for name, section in self._sections.items()}
-        self._workspaces = workspaces | {row["id"]: _stored(row) for row in self._rows.workspaces}
-        keys = {
-            key_hash(key.get_secret_value()): VirtualKey(self._principal(name, f"config:{name}:{number}"))
-            for name, section in self._sections.items()
-            for number, key in enumerate(section.keys, 1)
-        }
-        self._keys = keys | {row["key_sha256"]: self._stored_key(row) for row in self._rows.keys}
-
-    def _principal(self, workspace: str, key_id: str) -> Principal:
-        settings = self._workspaces.get(workspace, Workspace())
-        return Principal(workspace, key_id, workspace_models=settings.models, region=settings.region)
-
-    def _stored_key(self, row: Row) -> VirtualKey:
-        principal = replace(
-            self._principal(row["workspace"], row["id"]),
+    def _stored_key(self, row: Document) -> VirtualKey:
+        principal = Principal(
+            row["workspace"],
+            row["id"],
             key_name=row["name"],
             models=tuple(row["models"]),
             feature=row["feature"],
             user=row["user_id"],
         )
-        return VirtualKey(principal, row["expires_at"], revoked=row["revoked_at"] is not None)
+        expires_at = datetime.fromisoformat(row["expires_at"]) if row["expires_at"] else None
+        return VirtualKey(self._settled(principal), expires_at, revoked=row["revoked_at"] is not None)
 
 
 def _configured(section: WorkspaceConfig) -> Workspace:
-    return Workspace(section.models, section.region, section.bodies)
+    return Workspace(section.models, section.region, section.bodies, section.bodies_retention_days)
 
 
 def _stored(row: Row) -> Workspace:
-    return Workspace(tuple(row["models"]), row["region"], row["bodies"])
+    # A snapshot that an older release wrote has no days.
+    return Workspace(tuple(row["models"]), row["region"], row["bodies"], row.get("bodies_retention_days"))

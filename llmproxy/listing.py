@@ -32,9 +32,10 @@ class Listing:
 
     def describe(self, targets: Sequence[Target]) -> Document:
         """Where a name leads, and what holds for all that may serve it; what is not known is not there."""
-        first, *others = [self._of(target) for target in targets]
+        # The keys of a provider make targets that differ in nothing that is told here.
+        first, *others = [self._of(target) for target in {(each.name, each.region): each for each in targets}.values()]
         common = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-        return {"targets": [target.name for target in targets], **common}
+        return {"targets": list(dict.fromkeys(target.name for target in targets)), **common}
 
     def _of(self, target: Target) -> Document:
         region = {"region": target.region} if target.region else {}

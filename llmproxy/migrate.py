@@ -23,7 +23,7 @@ from typing import Final
 
 import asyncpg
 
-from llmproxy.db import location, storage_errors
+from llmproxy.db import storage_errors, unusable
 from llmproxy.errors import ConfigError, StorageError
 
 POLL_SECONDS: Final = 0.1
@@ -164,7 +164,7 @@ async def _connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Recor
         with storage_errors():
             connection = await asyncpg.connect(url, timeout=CONNECT_SECONDS, server_settings=settings)
     except StorageError as error:
-        raise StorageError(f"No PostgreSQL can be used at {location(url)}; check that it runs.") from error
+        raise unusable(url, error) from error
     try:
         with storage_errors():
             await connection.execute("SET client_connection_check_interval = '1s'")

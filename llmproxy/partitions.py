@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import date, timedelta
 from typing import Final
 
 from llmproxy.audit_log import Kind
 from llmproxy.audit_notary import Notary
+from llmproxy.body_retention import BodyRetention, WorkspaceDays
 from llmproxy.config import AuditConfig
 from llmproxy.errors import StorageError
 from llmproxy.services import Clock, Database, Log
@@ -24,6 +25,7 @@ class Partitions:
 
     Args:
         notary: Is told before rows go that the audit chain stands for.
+        body_days: How long the workspaces of the configuration want their bodies kept.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Partitions:
         log: Log,
         *,
         notary: Notary | None = None,
+        body_days: Callable[[], WorkspaceDays] = dict,
     ) -> None:
         self._database = database
         self._create = queries["create_partitions"]
@@ -42,11 +45,7 @@ class Partitions:
         self._has_older = queries["has_older_partitions"]
         self._retention_days = config.retention_days
         self._notary = notary
-        self._kept_days: Final = {
-            "requests": config.retention_days,
-            "attempts": config.retention_days,
-            "request_bodies": config.bodies_retention_days,
-        }
+        self._bodies = BodyRetention(database, queries, config, body_days)
         self._clock = clock
         self._log = log
         self._present: set[date] = set()
@@ -59,21 +58,35 @@ class Partitions:
 
     async def try_to_maintain(self) -> None:
         """Maintain; a failure is logged, for what a batch needs is made when it comes."""
+        await self._logged(self.maintain())
+
+    async def try_to_prepare(self) -> None:
+        """Prepare; a failure is logged likewise."""
+        await self._logged(self.prepare())
+
+    async def _logged(self, work: Awaitable[None]) -> None:
         try:
-            await self.maintain()
+            await work
         except StorageError as error:
             self._log.warning("partitions_not_maintained", error=error.message, cause=repr(error.__cause__))
 
     async def maintain(self) -> None:
-        """Make yesterday's to next week's partitions, drop those past their retention. Raises StorageError."""
+        """Make what is needed soon, drop what is past its retention. Raises StorageError."""
+        await self.prepare()
+        today = self._clock.now().date()
+        before = today - timedelta(days=self._retention_days)
+        await self._announce_drop(before)
+        for table in ("requests", "attempts"):
+            await self._database.fetch(self._drop, table, before)
+        await self._bodies.expire(today)
+
+    async def prepare(self) -> None:
+        """Make yesterday's to next week's partitions. Raises StorageError."""
         today = self._clock.now().date()
         first, last = today - timedelta(days=DAYS_BACK), today + timedelta(days=DAYS_AHEAD)
         await self._database.fetch(self._create, first, last)
         # Only these are remembered: an older one may be dropped at any time, also by another process.
         self._present = {first + timedelta(days=n) for n in range(DAYS_BACK + DAYS_AHEAD + 1)}
-        await self._announce_drop(today - timedelta(days=self._retention_days))
-        for table, days in self._kept_days.items():
-            await self._database.fetch(self._drop, table, today - timedelta(days=days))
 
     async def _announce_drop(self, before: date) -> None:
         """Say in the signed log that rows are about to go, or else their absence would be taken for tampering."""

@@ -8,6 +8,7 @@ The class is the manifest:
     requires: Names of plugins that must stand before it.
     after: Names of plugins that must stand before it if they are enabled.
     migrations: The directory of its SQL migrations.
+    commands: Names of the commands it adds, for whoever types one while it is not enabled.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
 
-from llmproxy.config import Config, Section
+from llmproxy.config import Config, ModelName, Section
 from llmproxy.errors import ConfigError, LLMProxyError, PluginError
 from llmproxy.hookcalls import OnFailure, Trace
 from llmproxy.hooks import Hooks, RegisteredPlugin, resolve
 from llmproxy.providers import Provider
 from llmproxy.services import Commands, Router, Services
+from llmproxy.yaml_reader import KeyPath
 
 GROUP: Final = "llmproxy.plugins"
 
@@ -89,6 +91,18 @@ def distribution_of(source: PluginSource) -> str:
     return f"{source.dist.name} {source.dist.version}" if source.dist else "an unknown distribution"
 
 
+def declared_commands(available: Mapping[str, PluginSource]) -> Mapping[str, str]:
+    """The plugin that brings each command, enabled or not, as far as plugins can be imported and say so."""
+    found: dict[str, str] = {}
+    for name, source in available.items():
+        try:
+            commands: Sequence[str] = getattr(source.load(), "commands", ())
+            found |= dict.fromkeys(commands, name)
+        except Exception:  # noqa: BLE001, S112 - importing runs a stranger's code, and nothing but a hint depends on it
+            continue
+    return found
+
+
 def enabled(
     names: Sequence[str], document: Document, available: Mapping[str, PluginSource]
 ) -> tuple[EnabledPlugin, ...]:
@@ -137,7 +151,7 @@ def _wrong_with(manifest: type, name: str) -> Iterator[str]:
     model = getattr(manifest, "Config", Section)
     if not (isinstance(model, type) and issubclass(model, Section)):
         yield "has a Config that is not derived from Section"
-    for attribute in ("requires", "after"):
+    for attribute in ("requires", "after", "commands"):
         value = getattr(manifest, attribute, ())
         if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
             yield f"declares {attribute} as something other than a tuple of names"
@@ -156,6 +170,24 @@ def _wrong_place(manifest: type, name: str, names: Sequence[str]) -> Iterator[st
     for other in getattr(manifest, "after", ()):
         if other in names and other not in before:
             yield f"must stand after the plugin {other!r}"
+
+
+def named_models(value: object) -> Iterator[tuple[KeyPath, str]]:
+    """Every ModelName in a section, and where it stands there."""
+    if isinstance(value, ModelName):
+        yield (), value
+    for step, inner in _members(value):
+        yield from (((step, *path), name) for path, name in named_models(inner))
+
+
+def _members(value: object) -> Iterable[tuple[str | int, object]]:
+    if isinstance(value, Section):
+        # By its name in the file, which need not be one in Python.
+        fields = type(value).model_fields.items()
+        return [(str(field.validation_alias or name), getattr(value, name)) for name, field in fields]
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, tuple | list) else ()
 
 
 def _config_model(manifest: type) -> type[Section]:
@@ -197,7 +229,7 @@ class Plugins:
         Raises ConfigError when a plugin's hooks are wrong, PluginError when one cannot be made.
         """
         found = enabled(names, document, installed() if available is None else available)
-        made = [RegisteredPlugin(plugin.name, _made(plugin, services)) for plugin in found]
+        made = [RegisteredPlugin(plugin.name, _made(plugin, services, on_failure)) for plugin in found]
         return cls(found, resolve([*made, *built_in], on_failure=on_failure, trace=trace), services)
 
     def provider_kinds(self, config: Config) -> Mapping[str, type[Provider]]:
@@ -243,10 +275,12 @@ class Plugins:
                 await step.run(self._services)
 
 
-def _made(plugin: EnabledPlugin, services: Services) -> object:
+def _made(plugin: EnabledPlugin, services: Services, on_failure: OnFailure) -> object:
     try:
         return plugin.make(plugin.config, services)
     except LLMProxyError:
         raise
     except Exception as error:
-        raise PluginError(f"The plugin {plugin.name!r} could not be made from its configuration.") from error
+        on_failure(plugin.name, "__init__", error)
+        sentence = f"The plugin {plugin.name!r} could not be made from its configuration; the log has the reason."
+        raise PluginError(sentence) from error

@@ -169,8 +169,25 @@ class Router(Protocol):
         """
 
 
+class RunningGateway(Protocol):
+    """The gateway that serves, asked by a command."""
+
+    def ask(self, method: str, path: str, document: Document | None = None, *, url: str | None = None) -> Document:
+        """What it answers under one of its admin paths; blocks until then.
+
+        Args:
+            url: Where it serves; None for where the configuration of the command says.
+
+        Raises an LLMProxyError that says why there is no answer: no gateway, another key, or the gateway's own words.
+        """
+
+
 class Commands(Protocol):
     """The `llmproxy` command group, as much of click as a plugin needs."""
+
+    @property
+    def gateway(self) -> RunningGateway:
+        """For commands that ask the gateway that runs: what a plugin holds in memory is with that one."""
 
     # click's Command; core does not make plugins import click's types through ours.
     def add_command(self, cmd: Any, name: str | None = None) -> None:

@@ -77,6 +77,16 @@ class StateDirectory:
         return key
 
 
+def kept_admin_key(directory: Path, environ: Mapping[str, str]) -> str | None:
+    """`LLMPROXY_ADMIN_KEY`, or the key that a gateway has made in its state directory; None when there is neither."""
+    if key := environ.get("LLMPROXY_ADMIN_KEY"):
+        return key
+    try:
+        return (directory / _ADMIN_KEY).read_text("ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _make_key(file: Path) -> None:
     """Make a file with a new key in it, for its owner's eyes only, or leave the one that another made first."""
     with NamedTemporaryFile("w", dir=file.parent, prefix=f"{file.name}.", encoding="ascii") as draft:

@@ -10,7 +10,7 @@ from llmproxy.audit_log import Kind, LogHead
 from llmproxy.audit_notary import Anchor, Notary
 from llmproxy.audit_reader import Span, database_reader
 from llmproxy.audit_verify import Report, verify
-from llmproxy.batch_writer import COLUMNS, BatchPart, BatchWriter
+from llmproxy.batch_writer import COLUMNS, BatchChain, BatchWriter
 from llmproxy.chain_writer import ChainWriter
 from llmproxy.config import AuditConfig
 from llmproxy.db import Postgres
@@ -37,14 +37,12 @@ def make_chain(
     return ChainWriter(QUERIES, notary, keys, COLUMNS, AuditConfig(checkpoint_rows=rows), clock=clock, log=log)
 
 
-def make_chained_writer(
-    postgres: Postgres, chain: ChainWriter | None, directory: Path, *more: BatchPart
-) -> BatchWriter:
-    """A writer of batches that go into a chain, if there is one, and have more parts."""
+def make_chained_writer(postgres: Postgres, chain: BatchChain | None, directory: Path) -> BatchWriter:
+    """A writer of batches that go into a chain, if there is one."""
     clock, log = SystemClock(), ListLog()
     partitions = Partitions(postgres, QUERIES, AuditConfig(), clock, log)
-    parts, rejected = [*([chain] if chain else []), *more], directory / "rejected.jsonl"
-    return BatchWriter(postgres, QUERIES, partitions, rejected, clock=clock, log=log, parts=parts, jitter=lambda: 0.0)
+    rejected = directory / "rejected.jsonl"
+    return BatchWriter(postgres, QUERIES, partitions, rejected, clock=clock, log=log, chain=chain, jitter=lambda: 0.0)
 
 
 async def verified(

@@ -41,6 +41,8 @@ ADMIN_PATHS = (
     ("GET", "/requests"),
     ("GET", "/requests/1/explain"),
     ("GET", "/spend"),
+    ("GET", "/audit/export"),
+    ("POST", "/audit/erase"),
     ("POST", "/config/reload"),
 )
 WRONG_KEYS: tuple[tuple[object, str | None], ...] = (
@@ -397,6 +399,16 @@ def test_an_explanation_names_those_who_were_passed_over() -> None:
         ),
         (request_row(outcome="refused", error_message="No."), [], "Refused at once: No."),
         (request_row(outcome="disconnected"), [attempt_row(1, "a")], "The client hung up after 1.50 s and 1 attempt."),
+        (
+            request_row(outcome="disconnected"),
+            [attempt_row(1, "a", http_status=None)],
+            "The client hung up after 1.50 s and 0 attempts.",
+        ),
+        (
+            request_row(outcome="failed", error_message="Nobody there."),
+            [attempt_row(1, "a", http_status=None, failure="connect", error_code="x")],
+            "Failed after 1 attempt: Nobody there.",
+        ),
         (
             request_row(outcome="interrupted", cost_usd="0.3", cost_provenance="assumed"),
             [],

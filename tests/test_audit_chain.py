@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -16,6 +16,7 @@ from llmproxy.audit_chain import AuditKeys
 from llmproxy.audit_log import Kind, LogHead
 from llmproxy.audit_notary import Anchor, Notary
 from llmproxy.audit_reader import Span
+from llmproxy.chain_writer import ChainWriter
 from llmproxy.config import AuditConfig, JournalConfig
 from llmproxy.db import Postgres
 from llmproxy.errors import StorageError
@@ -65,16 +66,28 @@ asyncio.run(main())
 """
 
 
-class FailingPart:
-    """A part of a batch that fails as often as it is told."""
+class FailingChain:
+    """A chain whose transactions fail after its links were written, as often as it is told."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, chain: ChainWriter, failures: int) -> None:
+        self.chain = chain
         self.failures = failures
 
-    async def write(self, connection: Connection, recorded: Sequence[Document]) -> None:
+    async def write(self, connection: Connection, recorded: Sequence[Document], stored: bytes) -> None:
+        await self.chain.write(connection, recorded, stored)
         if self.failures:
             self.failures -= 1
             raise StorageError("The database cannot be reached; try again.")
+
+    def committed(self) -> None:
+        self.chain.committed()
+
+
+class DeafChain(FailingChain):
+    """A chain that never hears whether its transactions were committed, as when the connection breaks there."""
+
+    def committed(self) -> None:
+        pass
 
 
 async def test_what_was_written_verifies(database: Postgres, tmp_path: Path) -> None:
@@ -151,8 +164,9 @@ async def test_many_writers_at_once_verify(database: Postgres, database_url: str
 
 async def test_a_transaction_that_fails_leaves_no_trace(database: Postgres, tmp_path: Path) -> None:
     """The links of a batch that was taken back are made again, also when it is the first or has a checkpoint."""
-    chain, failing = make_chain(rows=2), FailingPart(2)
-    writer = make_chained_writer(database, chain, tmp_path, failing)
+    chain = make_chain(rows=2)
+    failing = FailingChain(chain, 2)
+    writer = make_chained_writer(database, failing, tmp_path)
     await writer.write([record()])
     await writer.write([record()])
     failing.failures = 1
@@ -161,6 +175,18 @@ async def test_a_transaction_that_fails_leaves_no_trace(database: Postgres, tmp_
     await chain.end(database)
     report = await verified(database)
     assert (messages(report), report.requests) == ([], 5)
+
+
+async def test_what_is_in_doubt_is_looked_up(database: Postgres, tmp_path: Path) -> None:
+    """A chain that was not told what became of its links goes on from those that are there, whichever they are."""
+    chain = DeafChain(make_chain(rows=2), 1)
+    writer = make_chained_writer(database, chain, tmp_path)
+    for size in (1, 2, 1):
+        await writer.write([record() for _ in range(size)])
+        chain.failures = size - 1
+    await chain.chain.end(database)
+    report = await verified(database)
+    assert (messages(report), report.chains, report.requests) == ([], 1, 4)
 
 
 async def test_a_chain_that_cannot_be_continued_is_left(database: Postgres, tmp_path: Path) -> None:
@@ -328,6 +354,51 @@ async def test_an_anchor_follows_what_is_committed(database: Postgres, tmp_path:
     (tmp_path / "anchor.json").write_text("[]")
     await chain.end(database)
     assert len(log.of("audit_anchor_not_written")) == 1
+
+
+async def test_a_worker_notices_that_the_log_was_cut(database: Postgres, tmp_path: Path) -> None:
+    """Each new head goes to the gateway's own log; one that is older than what was there before is an error in it."""
+    log = ListLog()
+    chain = make_chain(log=log)
+    writer = make_chained_writer(database, chain, tmp_path)
+    await writer.write([record()])
+    await chain.end(database)
+    head = (await verified(database)).head
+    assert log.of("audit_head") == [{"number": 2, "entry_sha256": head.entry_sha256.hex()}]
+    (tmp_path / "line.json").write_bytes(orjson.dumps({"event": "audit_head", **log.of("audit_head")[0]}))
+    assert Anchor(tmp_path / "line.json").read() == head
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute("DELETE FROM audit_log WHERE number = 2")
+    await Notary(QUERIES, KEYS, SystemClock(), log).remember(database)
+    await chain._notary.remember(database)
+    assert log.of("audit_log_cut") == [{"had_entry": 2, "ends_at_entry": 1}]
+
+
+async def test_what_the_log_does_not_cover_yet_is_told(database: Postgres, tmp_path: Path) -> None:
+    """A report counts the requests that stand behind the last entry about their chain, and says when that was."""
+    chain = make_chain(rows=3)
+    writer = make_chained_writer(database, chain, tmp_path)
+    for size, uncovered in ((2, 2), (3, 0), (1, 1)):
+        await writer.write([record() for _ in range(size)])
+        report = await verified(database)
+        assert (messages(report), report.uncovered) == ([], uncovered)
+    await chain.end(database)
+    report = await verified(database)
+    assert (report.uncovered, report.document()["head"]["number"]) == (0, 3)
+    [row] = await database.fetch("SELECT document FROM audit_log ORDER BY number DESC LIMIT 1")
+    assert report.ended_at == datetime.fromisoformat(orjson.loads(row["document"])["at"])
+
+
+async def test_requests_with_many_rows_verify(database: Postgres, tmp_path: Path) -> None:
+    """However many attempts and ledger rows a request has, and whatever their order, its content is the same."""
+    document = record()
+    [attempt], [entry] = document["attempts"], document["ledger"]
+    document["attempts"] = [{**attempt, "number": number} for number in (11, 2, 1, 10, 3)]
+    document["ledger"] = [{**entry, "entry": number} for number in (10, 0, 9)]
+    await make_chained_writer(database, make_chain(), tmp_path).write([record(), document, record()])
+    report = await verified(database)
+    assert (messages(report), report.requests) == ([], 3)
 
 
 async def test_checkpoints_come_with_time(database: Postgres, tmp_path: Path) -> None:

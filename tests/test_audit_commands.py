@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from llmproxy.admin import AuditTrail
 from llmproxy.audit_chain import AuditKeys
 from llmproxy.audit_export import ExportReader, export
+from llmproxy.audit_notary import ActionLog
 from llmproxy.audit_reader import Span, database_reader
 from llmproxy.audit_verify import Report, verify
 from llmproxy.cli.audit import command
@@ -119,6 +121,8 @@ def test_an_export_is_verified_without_the_database(run: Run, configured: Path, 
     """The file proves itself with the key alone; a change of it is found; it never overwrites another."""
     write_rows(database_url, configured / ".llmproxy")
     assert run("audit", "export", "--file", "audit.jsonl").status == 0
+    [row] = asyncio.run(actions(database_url))
+    assert (row["actor"], row["action"]) == ("command line", "audit_exported")
     assert "is there already" in run("audit", "export", "--file", "audit.jsonl").errors
     (configured / "config.yaml").write_text('{"database": {"url": "postgresql://127.0.0.1:1/gone"}}')
     assert run("audit", "verify", "--file", "audit.jsonl").output.startswith("3 requests in 1 chains")
@@ -205,6 +209,48 @@ async def test_a_worker_that_stops_ends_its_chain(proxy: StartProxy) -> None:
         await database.close()
     assert (messages(report), report.requests) == ([], 1)
     assert json.loads(rows[0]["document"])["kind"] == "chain_ended"
+
+
+async def test_an_export_comes_over_http(proxy: StartProxy) -> None:
+    """The admin API gives the file that the command writes, and the log says that it was taken; too much is refused."""
+    async with proxy(upstream=[reply("hi"), reply("hi")]) as client:
+        for _ in range(2):
+            await client.chat()
+        await client.rows()
+        answer = await admin(client, "GET", "/audit/export?since=1h")
+        keys, actions = client.app._audit_keys, ActionLog(client.app._notary, "test")
+        report = await verified_lines(answer.body.splitlines(keepends=True), keys)
+        rows = await client.app.services.database.fetch("SELECT * FROM admin_actions")
+        trail = AuditTrail(client.app.services.database, QUERIES, keys, client.app._state.audit_anchor)
+        with pytest.raises(BadRequest, match="shorter"):
+            await trail.export(actions, Span(), max_bytes=1000)
+        assert (await admin(client, "GET", "/audit/export?workspace=acme")).status == 400
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/x-ndjson")
+    assert (messages(report), report.requests) == ([], 2)
+    assert [(row["actor"], row["action"]) for row in rows] == [("admin API", "audit_exported")]
+    assert rows[0]["details"].keys() == {"since", "until"}
+
+
+async def test_bodies_are_erased_over_http(proxy: StartProxy) -> None:
+    """What one user said is gone and what others said is not; the log has who did it, and not the user's name."""
+    config = {"audit": {"bodies": "all"}}
+    async with proxy(upstream=[reply("hi"), reply("hi")], config=config) as client:
+        for user in ("ann", "bob"):
+            await client.chat(headers={"x-llmproxy-user": user})
+        await client.rows()
+        asked = {"workspace": "default", "user": "ann"}
+        erased = await admin(client, "POST", "/audit/erase", asked)
+        database = client.app.services.database
+        left = await database.fetch("SELECT user_id FROM requests JOIN request_bodies ON request_id = id")
+        [row] = await database.fetch("SELECT * FROM admin_actions")
+        report = (await admin(client, "GET", "/audit/verify")).document
+        assert (await admin(client, "POST", "/audit/erase", {"user": "bob"})).status == 400
+        assert (await admin(client, "POST", "/audit/erase", {"workspace": ""})).status == 400
+    assert erased.document == {**asked, "requests": 1}
+    assert [each["user_id"] for each in left] == ["bob"]
+    assert (row["actor"], row["action"], row["subject"]) == ("admin API", "bodies_erased", "default")
+    assert "ann" not in str(row)
+    assert report["ok"] is True
 
 
 async def test_what_operators_do_is_in_the_audit(proxy: StartProxy) -> None:

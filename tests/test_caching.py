@@ -68,6 +68,7 @@ async def test_what_was_asked_before_is_answered_from_memory(proxy: StartProxy) 
         assert (first.headers[ANSWERED], second.headers[ANSWERED]) == ("miss", "hit")
         assert second.body == first.body
         assert (second.headers["age"], second.headers["x-llmproxy-attempts"]) == ("0", "0")
+        assert second.headers["x-llmproxy-cost-usd"] == "0" != first.headers["x-llmproxy-cost-usd"]
         assert second.headers["x-llmproxy-model"] == first.headers["x-llmproxy-model"] == "upstream/test-model"
         assert second.headers["x-llmproxy-cache-key"] == first.headers["x-llmproxy-cache-key"]
         assert "x-ratelimit-remaining-requests" in first.headers

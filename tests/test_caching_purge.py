@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from llmproxy.api import StorageError
+from llmproxy.api import LLMProxyError, StorageError
 from llmproxy.migrate import Component, core_component
 from llmproxy.services import SystemClock
 from llmproxy.testing import ProxyClient, ProxyResponse, StartProxy, make_services, reply, wait_until
 from llmproxy.testing.database import TestDatabases, make_postgres
 from llmproxy_plugins.caching import PURGE_PATH, Caching
+from llmproxy_plugins.caching.commands import cache_commands
 from llmproxy_plugins.caching.keys import Key
 from llmproxy_plugins.caching.memory import LRUCache
 from llmproxy_plugins.caching.purging import Generations, Scope
 from llmproxy_plugins.caching.stores import MemoryStore
 from tests.caching import ANSWERED, redis_server
-from tests.processes import ROOT
 
 TENANTS = {"workspaces": {"acme": {"keys": ["sk-acme-2b7e151628aed2a6"]}}, "models": {"other": "upstream/test-model"}}
 ACME = {"authorization": "Bearer sk-acme-2b7e151628aed2a6"}
@@ -55,7 +53,7 @@ async def test_a_purge_takes_what_it_names_and_no_more(proxy: StartProxy) -> Non
             ({"workspace": "nobody"}, ["hit"] * 4),
         ):
             answer = await purge(client, **wanted)
-            assert answer.document == {"object": "cache.purge", **wanted}
+            assert answer.document == {"object": "cache.purge", **wanted, "dropped": 4 - found.count("hit")}
             assert await fill(client) == found, wanted
         key = (await client.chat("hello", temperature=0)).headers["x-llmproxy-cache-key"]
         await purge(client, key=key)
@@ -135,43 +133,42 @@ async def test_workers_hear_of_purges_that_others_make(llmproxy_server_url: str)
         await databases.close()
 
 
-async def test_the_command_line_asks_the_gateway(proxy: StartProxy, tmp_path: Path) -> None:
-    """`llmproxy cache purge` finds the admin key where the gateway does, and says what was wrong."""
-    (tmp_path / "config.yaml").write_text("providers: {demo: {}}\nplugins: {caching: {}}\n")
+async def test_the_command_line_says_what_was_dropped(proxy: StartProxy) -> None:
+    """`llmproxy cache purge` drops what it names, counts it, and says when that was nothing, or what was wrong."""
+    others = "in the worker that was asked; the others drop what they keep of it.\n"
     async with proxy(Caching, upstream=[reply("one"), reply("two")]) as client:
         await client.chat("hello", temperature=0)
-        assert await run_command(client, tmp_path, "--all") == (0, "Purged.")
+        assert await run_command(client, "--workspace", "nobody") == f"Nothing matched {others}"
+        assert await run_command(client, "--all") == f"Purged 1 answer {others}"
         assert (await client.chat("hello", temperature=0)).text == "two"
-        status, output = await run_command(client, tmp_path)
-        assert status != 0
-        assert "give workspace or model or both, or key, or all" in output
+        with pytest.raises(LLMProxyError, match="give workspace or model or both, or key, or all"):
+            await run_command(client)
 
 
-async def run_command(client: ProxyClient, directory: Path, *options: str) -> tuple[int, str]:
-    """The exit status of the command, and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", COMMAND, "cache", "purge", "--url", client.origin, *options),
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LLMPROXY_ADMIN_KEY": client.admin_key},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    return process.returncode or 0, output.decode().strip()
+@pytest.mark.parametrize(
+    ("dropped", "told"),
+    [
+        (0, "Nothing matched.\n"),
+        (2, "Purged 2 answers.\n"),
+        (None, "Purged; how much that was is not known, for Redis does not answer.\n"),
+    ],
+)
+def test_a_shared_store_is_spoken_of_as_a_whole(dropped: int | None, told: str) -> None:
+    """What is dropped from Redis is dropped for all workers."""
+
+    class Answering:
+        def ask(self, method: str, path: str, document: object = None, *, url: str | None = None) -> dict[str, object]:
+            return {"dropped": dropped}
+
+    command = cache_commands(Answering(), PURGE_PATH, is_shared=True)
+    assert CliRunner().invoke(command, ["purge", "--all"]).output == told
 
 
-# The command line of an installation that has the plugin, whatever this one has.
-COMMAND = """
-import click
-from llmproxy.cli.offline import offline_services
-from llmproxy.cli.settings import Settings
-from llmproxy.config import LoggingConfig
-from llmproxy.logs import make_log
-from llmproxy_plugins.caching import Caching
-from llmproxy_plugins.caching.config import CachingConfig
-
-plugin = Caching(CachingConfig(), offline_services(Settings(), make_log(LoggingConfig())))
-group = click.Group()
-plugin.register_commands(group)
-group()
-"""
+async def run_command(client: ProxyClient, *options: str) -> str:
+    """What the command prints. Raises what it ends with."""
+    group = click.Group()
+    group.add_command(cache_commands(client.gateway, PURGE_PATH, is_shared=False))
+    ran = await asyncio.to_thread(CliRunner().invoke, group, ["cache", "purge", *options])
+    if isinstance(ran.exception, LLMProxyError):
+        raise ran.exception
+    return ran.output

@@ -21,12 +21,14 @@ from llmproxy.cli import main
 from llmproxy.cli.commands import SUMMARIES, command_line
 from llmproxy.cli.exposure import is_loopback
 from llmproxy.cli.offline import offline_services
+from llmproxy.cli.plugin_commands import plugin_commands
 from llmproxy.cli.settings import Settings
 from llmproxy.config import LoggingConfig
 from llmproxy.embedded import EmbeddedPostgres
 from llmproxy.hookrules import RULES
 from llmproxy.ids import new_id
 from llmproxy.logs import make_log
+from llmproxy.plugins import declared_commands, installed
 from llmproxy.testing.database import make_postgres
 from tests.processes import read_line, spawn
 
@@ -166,6 +168,22 @@ def test_plugins_add_commands(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert called["register_commands"] == ["greeter"]
 
 
+def test_a_command_of_a_plugin_that_is_not_enabled_says_so(run: Run, tmp_path: Path) -> None:
+    """Whoever types it, with or without a configuration file, learns which plugin to enable; misspelt, its name."""
+    sentence = "The command 'targets' comes with the plugin 'fallback'; enable it under 'plugins' in config.yaml."
+    ran = run("targets")
+    assert (ran.status, ran.errors.splitlines()[-1]) == (2, f"Error: {sentence}")
+    configure(tmp_path, plugins=["metrics"])
+    assert sentence in run("targets").errors
+    assert "did you mean 'targets'?" in run("target").errors
+
+
+def test_plugins_name_the_commands_they_add(run: Run, tmp_path: Path) -> None:
+    """What our plugins declare is what is there once they are enabled."""
+    configure(tmp_path, plugins={"caching": {}, "semantic_cache": {"embeddings": "demo/x"}, "fallback": {}})
+    assert plugin_commands(Settings()).keys() == declared_commands(installed()).keys()
+
+
 def test_a_wrong_file_does_not_hide_the_help_page(run: Run, tmp_path: Path) -> None:
     """Whoever looks for help because of a broken file gets it."""
     (tmp_path / "config.yaml").write_text("plugins: {nonesuch: {}}")
@@ -215,6 +233,32 @@ def test_check_tells_every_mistake(run: Run, tmp_path: Path) -> None:
     assert run("check", "--json").document["mistakes"] == ran.errors.splitlines()
 
 
+def test_check_finds_models_that_plugins_name_and_nobody_serves(run: Run, tmp_path: Path) -> None:
+    """Wherever in a plugin's section a misspelt model stands, it is told with its place and the nearest name."""
+    plugins = {
+        "semantic_cache": {"embeddings": "demo/embedings", "shadow": {"judge": "fst"}},
+        "routing": {"mirror": [{"model": "*", "to": "fast", "share": 1}, {"model": "*", "to": "dmo/echo", "share": 1}]},
+    }
+    configure(tmp_path, providers={"demo": {}}, models={"fast": "demo/echo"}, plugins=plugins)
+    ran = run("check")
+    assert ran.status == 1
+    told = [
+        line.partition(": plugins.")[2].split(": no configured provider serves ") for line in ran.errors.splitlines()
+    ]
+    assert told == [
+        ["semantic_cache.embeddings", "'demo/embedings' (did you mean 'demo/embed'?)"],
+        ["semantic_cache.shadow.judge", "'fst' (did you mean 'fast'?)"],
+        ["routing.mirror.1.to", "'dmo/echo' (did you mean 'demo/echo'?)"],
+    ]
+
+
+def test_check_warns_of_models_that_plugins_name_and_have_no_price(run: Run, tmp_path: Path) -> None:
+    """Where a provider passes any name on, what is unknown of a misspelt one is its price."""
+    mirror = [{"model": "*", "to": "openai/gpt-4o-mni", "share": 1}]
+    configure(tmp_path, providers={"openai": {"api_key": "k"}}, plugins={"routing": {"mirror": mirror}})
+    assert "prices: the price of openai/gpt-4o-mni is not known" in run("check").output
+
+
 def test_check_warns_of_what_may_hurt(run: Run, tmp_path: Path) -> None:
     """Risks are warnings on standard output, each with what to do, and the status stays 0."""
     configure(
@@ -228,6 +272,14 @@ def test_check_warns_of_what_may_hurt(run: Run, tmp_path: Path) -> None:
     assert subjects == ["plugins", "models.fast", "plugins", "providers.openai", "prices", "prices"]
     ran = run("check")
     assert (ran.status, ran.output.count("warning: ")) == (0, 6)
+
+
+def test_check_asks_for_no_key_where_there_are_other_credentials(run: Run, tmp_path: Path) -> None:
+    """AWS has a chain of its own, and a server on this machine asks for none."""
+    configure(tmp_path, providers={"bedrock": {"region": "eu-west-1"}, "ollama": {}, "mistral": {}})
+    assert [warning for warning in run("check", "--json").document["warnings"] if "api_key" in warning] == [
+        "providers.mistral: it has no api_key; set it, best as ${MISTRAL_API_KEY}."
+    ]
 
 
 def test_check_refuses_weak_keys_on_the_network(run: Run, tmp_path: Path) -> None:
@@ -305,6 +357,13 @@ def test_a_database_that_is_not_there_is_a_sentence(run: Run, tmp_path: Path) ->
     assert "hush" not in ran.errors
 
 
+def test_what_the_database_refuses_is_told_with_its_reason(run: Run, configured: Path, database_url: str) -> None:
+    """At the command line there is no log to look into."""
+    asyncio.run(_execute(database_url, "ALTER TABLE virtual_keys RENAME TO elsewhere"))
+    sentence = 'The database could not do what it was asked: relation "virtual_keys" does not exist.\n'
+    assert run("keys", "list") == Ran(1, "", sentence)
+
+
 def test_migrate_brings_an_empty_database_up_to_date(run: Run, tmp_path: Path, empty_database_url: str) -> None:
     """Commands ask for the migration of a database that is not the gateway's own; once done, it is done."""
     configure(tmp_path, database={"url": empty_database_url})
@@ -369,6 +428,32 @@ def test_requests_are_shown_the_newest_last(run: Run, configured: Path, database
     assert shown.output.startswith("Answered by a plugin without asking a provider, for 0.25 USD (measured).\n")
     document = run("requests", "show", ids[0], "--json").document
     assert (document["id"], document["explanation"]["cost_usd"]) == (ids[0], "0.25")
+
+
+def test_whose_request_it_was_is_shown(run: Run, configured: Path, database_url: str) -> None:
+    """What a plugin asked in the gateway's own name says so, and one that nobody was sent names nobody."""
+    (request_id,) = record(database_url)
+    own = "UPDATE requests SET origin = 'judge', parent_id = id, outcome = 'refused', cost_provenance = NULL"
+    asyncio.run(_execute(database_url, own))
+    line = run("requests", "tail").output
+    assert line.endswith("  for judge\n")
+    assert "  nobody  " in line
+    assert json.loads(run("requests", "tail", "--json").output)["origin"] == "judge"
+    asyncio.run(
+        _execute(database_url, "UPDATE requests SET outcome = 'succeeded', cache = 'hit', provider_name = NULL")
+    )
+    assert "  a cache (hit)  " in run("requests", "tail").output
+    assert f"asked by: the plugin judge, for the request {request_id}" in run("requests", "show", request_id).output
+
+
+async def _execute(database_url: str, statement: str) -> None:
+    database = make_postgres(database_url)
+    await database.open()
+    # The tables of the audit are append-only; this makes rows that could have been written so.
+    async with database.transaction() as connection:
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(statement)
+    await database.close()
 
 
 def test_following_shows_requests_as_they_end(configured: Path, database_url: str) -> None:

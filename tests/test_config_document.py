@@ -193,11 +193,13 @@ class Choices(Section):
     either: int | tuple[int, ...] = 0
     timers: Timeouts | None = None
     by_alias: str = Field(default="", alias="byAlias")
+    token: SecretStr | None = Field(default=None, min_length=8)
 
 
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [
+        ("token: short", "1:1: token: must have at least 8 characters"),
         ("either: a", "1:1: either: must be a whole number, not text, or must be a list, not text"),
         (
             "timers: {idel_seconds: 1}",
@@ -356,6 +358,7 @@ SCHEMA = config_schema({"scalars": Scalars}, {"openai": ProviderConfig, "timed":
         "plugins: [scalars]",
         "plugins: {scalars: {word: green}}",
         "plugins: {scalars: }",
+        "plugins:\nserver:\nprices:",
         "providers: {openai: {region: eu}}",
         "providers: {mine: {kind: openai, region: eu}}",
         "providers: {timed: {kind: openai, region: eu}}",

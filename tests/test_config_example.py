@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import pytest
 import yaml
 from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from llmproxy import config as declared
+from llmproxy.cli.check import warnings
 from llmproxy.config import Config, ProviderConfig, Section
 from llmproxy.config_document import load_config
 from llmproxy.config_schema import config_schema
+from llmproxy.gateway import Configuration, read_configuration
+from llmproxy.testing import make_services
 
 EXAMPLE = Path(__file__).parents[1] / "config.example.yaml"
+PLUGINS = EXAMPLE.parent / "plugins"
 # Where the example says more than the default would.
 CHOSEN = {
     ("ProviderConfig", "kind"),
@@ -121,6 +126,42 @@ def test_what_is_commented_out_is_valid_too(tmp_path: Path) -> None:
     config, document = load_config(path, {})
     assert document.mistakes == ()
     assert config.server.tls is not None
+
+
+def plugin_sections() -> dict[str, str]:
+    """The plugins' sections as they stand without their comment signs, by name and in their order."""
+    below = EXAMPLE.read_text().partition("\nplugins:\n")[2].partition("\n\n")[0]
+    lines = [line.removeprefix("  # ") for line in below.splitlines()]
+    starts = [number for number, line in enumerate(lines) if not line.startswith(" ")]
+    sections = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    return {each[0].partition(":")[0]: "".join(f"  {line}\n" for line in each) for each in sections}
+
+
+def configured(tmp_path: Path, *names: str) -> Configuration:
+    """The example with the sections of these plugins."""
+    path = tmp_path / "config.yaml"
+    sections = plugin_sections()
+    text = "".join(sections[name] for name in names)
+    path.write_text(re.sub(r"\nplugins:\n(  #.*\n)*", lambda _: f"\nplugins:\n{text}", EXAMPLE.read_text()))
+    return read_configuration(path, make_services())
+
+
+def test_the_example_shows_every_plugin() -> None:
+    """Each plugin that comes with the gateway has a section to take the comment signs away from."""
+    assert plugin_sections().keys() == {path.parent.name for path in PLUGINS.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("name", plugin_sections())
+def test_each_plugin_of_the_example_works_alone(tmp_path: Path, name: str) -> None:
+    """Its section is valid as it stands: models it names are served, plugins it needs are not missing."""
+    assert [plugin.name for plugin in configured(tmp_path, name).plugins.enabled] == [name]
+
+
+def test_the_plugins_of_the_example_work_together(tmp_path: Path) -> None:
+    """All of them are valid in the order of the example, and nothing is to be said against that order."""
+    configuration = configured(tmp_path, *plugin_sections())
+    assert [plugin.name for plugin in configuration.plugins.enabled] == list(plugin_sections())
+    assert [warning for warning in warnings(configuration) if "stands behind" in warning] == []
 
 
 def test_the_schema_accepts_the_example() -> None:

@@ -94,6 +94,26 @@ async def test_content_that_is_refused_says_so(database: Postgres, query: str, v
     assert raised.value.error_code == REJECTED
 
 
+@pytest.mark.parametrize(
+    ("query", "values", "told"),
+    [
+        ("SELECT * FROM nowhere", (), 'could not do what it was asked: relation "nowhere" does not exist.'),
+        ("INSERT INTO workspaces (id) VALUES ('sk-1'), ('sk-1')", (), "violates unique constraint"),
+        ("SELECT $1::uuid", ("sk-1",), "refuses what it was given: invalid input for query argument $1."),
+        ("SELECT ('sk-' || $1::int)::uuid", (1,), "refuses what it was given: invalid input syntax for type uuid."),
+    ],
+)
+async def test_the_operator_is_told_the_reason(
+    database: Postgres, query: str, values: tuple[object, ...], told: str
+) -> None:
+    """Why the database refused is said for the operator alone, and without the values that it was given."""
+    with pytest.raises(StorageError) as raised:
+        await database.execute(query, *values)
+    assert told in raised.value.for_operator
+    assert "sk-1" not in raised.value.for_operator
+    assert raised.value.message.endswith("; the log says why.")
+
+
 @pytest.mark.parametrize("query", ["SELECT * FROM nowhere", "SELEC", "SELECT pg_terminate_backend(pg_backend_pid())"])
 async def test_other_errors_are_worth_another_try(database: Postgres, query: str) -> None:
     """A missing table or a lost connection is not the row's fault, and the pool goes on."""

@@ -262,6 +262,18 @@ def test_the_command_ends_with_the_verdict(server_url: str, tmp_path: Path) -> N
     assert (status, [each["verdict"] for each in json.loads(document)]) == (0, ["survived"])
 
 
+def test_what_is_left_out_has_to_be_there(server_url: str, tmp_path: Path) -> None:
+    """A plugin to be left out that the configuration does not have is a mistake, and told with the nearest name."""
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({**PAIR, "plugins": ["fallback"]}))
+    with pytest.raises(ConfigError, match=r"There is no plugin 'fallbak' in .* \(did you mean 'fallback'\?\)\."):
+        CliRunner().invoke(
+            command_line,
+            ["drill", "--database-url", server_url, "--config", str(file), "--without", "fallbak"],
+            catch_exceptions=False,
+        )
+
+
 def test_the_example_can_be_drilled(server_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`config.example.yaml` is a configuration like another, whatever variables are set."""
     for name in [each for each in os.environ if each.endswith("_API_KEY")]:

@@ -159,17 +159,16 @@ async def test_the_operator_clears_a_cool_down(proxy: StartProxy) -> None:
             assert wrong.status == 400
 
 
-async def test_the_command_line_shows_and_resets_targets(proxy: StartProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`llmproxy targets` says what the admin API says, and clears what it is told to."""
+async def test_the_command_line_shows_and_resets_targets(proxy: StartProxy) -> None:
+    """`llmproxy targets` says what the admin API says, clears what it is told to, and says when that is nothing."""
     async with ScriptedUpstream(default=reply("hi")) as other:
         upstream = [fail(401)]
         async with proxy(Fallback, QUICK, upstream=upstream, config=two_targets(other)) as client:
             await client.chat("hello")
-            monkeypatch.setenv("LLMPROXY_ADMIN_KEY", client.admin_key)
-            command = targets_command(Path())
-            shown, reset = [
-                await asyncio.to_thread(CliRunner().invoke, command, ["--url", client.origin, *arguments])
-                for arguments in ([], ["--reset", "*", "--json"])
+            command = targets_command(client.gateway)
+            shown, reset, well, unknown = [
+                await asyncio.to_thread(CliRunner().invoke, command, arguments)
+                for arguments in ([], ["--reset", "*", "--json"], ["--reset", "other/*"], ["--reset", "othr/*"])
             ]
     assert [line.split()[:3] for line in shown.output.splitlines()] == [
         ["TARGET", "CREDENTIAL", "STATE"],
@@ -177,6 +176,8 @@ async def test_the_command_line_shows_and_resets_targets(proxy: StartProxy, monk
         ["upstream/test-model", "-", "cooling"],
     ]
     assert {each["state"] for each in json.loads(reset.output)["data"]} == {"healthy"}
+    assert (well.exit_code, well.stderr) == (0, "Nothing that matches 'other/*' cools down.\n")
+    assert (unknown.exit_code, unknown.stderr) == (1, "No target that is known matches 'othr/*'.\n")
 
 
 async def test_a_dead_key_is_replaced_by_the_next(proxy: StartProxy) -> None:
@@ -277,7 +278,8 @@ async def test_a_target_that_cannot_do_what_is_asked_leaves_it_to_another(proxy:
         response = await client.chat("hello", n=2)
         refused = await client.chat("hello", n=2, model="alone")
         rows = await client.rows()
-    assert (response.status, response.text, response.headers["x-llmproxy-attempts"]) == (200, "two", "2")
+    assert (response.status, response.text, response.headers["x-llmproxy-attempts"]) == (200, "two", "1")
+    assert refused.headers["x-llmproxy-attempts"] == "0"
     assert [row["failure"] for row in rows.attempts] == ["unsupported", None, "unsupported"]
     assert (refused.status, refused.document["error"]["param"]) == (400, "n")
     assert rows.requests[1]["outcome"] == "refused"

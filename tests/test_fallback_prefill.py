@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from llmproxy.catalogue import Catalogue
-from llmproxy.config import Config, ModelConfig
+from llmproxy.config import ModelConfig
 from llmproxy.exchange import Document
-from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.providers.builtin import every_kind
 from tests.providers import services
 
-KINDS = {kind.kind: kind for kind in BuiltinProviders().register_providers(Config())}
+KINDS = {kind.kind: kind for kind in every_kind()}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -217,4 +218,5 @@ class Faulty:
 
 def known(keys: KeyRing) -> dict[str, bool]:
     """The stored keys, and whether each is revoked."""
-    return {key.principal.key_id: key.revoked for key in keys._keys.values()}
+    rows = [json.loads(document) for document in keys._tables.rows.keys.values()]
+    return {row["id"]: row["revoked_at"] is not None for row in rows}

@@ -88,7 +88,7 @@ def load(text: str, **options: Any) -> tuple[Plugins, ConfigDocument]:
     config = document.validate(Config)
     assert config is not None
     names = tuple(config.plugins)
-    plugins = Plugins.load(names, document, SERVICES, on_failure=unexpected_failure, **options)
+    plugins = Plugins.load(names, document, SERVICES, **{"on_failure": unexpected_failure, **options})
     return plugins, document
 
 
@@ -226,11 +226,13 @@ def test_a_misspelt_hook_refuses_the_start(install: Install) -> None:
 
 
 def test_a_plugin_that_cannot_be_made_refuses_the_start(install: Install) -> None:
-    """A foreign error out of `__init__` names the plugin and keeps the truth as its cause."""
+    """A foreign error out of `__init__` names the plugin, keeps the truth as its cause, and is reported."""
     install("broken", plain("broken", "def __init__(self, config, services): raise OSError('disk')"))
+    reported: list[tuple[str, str, str]] = []
     with pytest.raises(PluginError, match="'broken' could not be made") as caught:
-        load("plugins: [broken]")
+        load("plugins: [broken]", on_failure=lambda plugin, hook, error: reported.append((plugin, hook, str(error))))
     assert isinstance(caught.value.__cause__, OSError)
+    assert reported == [("broken", "__init__", "disk")]
 
 
 # Migrations and provider kinds

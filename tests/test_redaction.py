@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from llmproxy.api import Answer, Chunk, ConfigError, Exchange, Section, Services, StateKey, hookimpl
+from llmproxy.gateway import read_configuration
 from llmproxy.testing import (
     ProxyClient,
     RecordedRequest,
@@ -20,6 +21,7 @@ from llmproxy.testing import (
     configuration_table,
     document,
     fail,
+    make_services,
     reply,
     stream,
     tools,
@@ -340,3 +342,23 @@ async def test_embeddings_are_redacted(proxy: StartProxy) -> None:
 def test_the_readme_has_every_key() -> None:
     """The table of the README is made from the declaration of the keys."""
     assert configuration_table(RedactionConfig) in README.read_text()
+
+
+async def test_a_models_name_is_kept_as_it_came(proxy: StartProxy) -> None:
+    """It is what the request is for: changed, it would name another model, so the row has it as the client wrote it."""
+    async with proxy(Redaction, {"detectors": {"email": "mask"}}, upstream=[reply("hi")]) as client:
+        await client.chat("mail ada@example.com", model="upstream/ada@example.com")
+        rows = await client.rows()
+        sent = client.upstream.requests[0].document
+    assert (rows.requests[0]["request_model"], sent["model"]) == ("upstream/ada@example.com", "ada@example.com")
+    assert sent["messages"][0]["content"] == "mail [EMAIL]"
+
+
+def test_runaway_stands_before_it(tmp_path: Path) -> None:
+    """Behind it, prompts that were masked alike would count as repeated, so that order is a mistake."""
+    path = tmp_path / "config.yaml"
+    path.write_text("plugins: [redaction, runaway]")
+    with pytest.raises(ConfigError, match=r"plugins\.redaction: must stand after the plugin 'runaway'"):
+        read_configuration(path, make_services())
+    path.write_text("plugins: [runaway, redaction]")
+    assert [each.name for each in read_configuration(path, make_services()).plugins.enabled] == ["runaway", "redaction"]

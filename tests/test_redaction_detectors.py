@@ -196,7 +196,7 @@ def test_patterns_take_linear_time() -> None:
 @pytest.mark.parametrize(
     ("settings", "mistake"),
     [
-        ({"detectors": {"mail": "mask"}}, "there is no detector 'mail'"),
+        ({"detectors": {"mail": "mask"}}, "there is no detector 'mail' (did you mean 'email'?)"),
         ({"detectors": {"email": "hide"}}, "mask"),
         ({"detectors": {"email": "hash"}, "hash_key": "short"}, "hash_key of at least 16"),
         ({"patterns": {"email": {"pattern": "x", "action": "mask"}}}, "'email' is taken"),
@@ -204,6 +204,7 @@ def test_patterns_take_linear_time() -> None:
         ({"patterns": {"p": {"pattern": "(?=x)", "action": "mask"}}}, "not a pattern that RE2 accepts"),
         ({"patterns": {"p": {"pattern": "x*", "action": "mask"}}}, "must not match nothing"),
         ({"answers": {"ghost": "mask"}}, "cannot be searched for 'ghost'"),
+        ({"answers": {"secrt": "mask"}}, "cannot be searched for 'secrt' (did you mean 'secret'?)"),
         ({"answers": {"email": "placeholder"}}, "mask"),
         ({"countries": ["xx"]}, "no numbers of a country 'xx'"),
         ({"dictionaries": {"d": {"words": [], "action": "mask"}}}, "at least 1"),

@@ -155,7 +155,7 @@ async def test_a_target_may_lie_elsewhere_than_its_provider(proxy: StartProxy) -
 CHECKED = """
 providers:
   demo: {region: us}
-  local: {kind: openai, base_url: "http://127.0.0.1:9/v1", region: eu-west-1}
+  local: {kind: openai, base_url: "http://127.0.0.1:9/v1", region: eu-west-1, api_keys: [one, two]}
 models:
   support: {targets: [demo/echo], fallbacks: [local/llama]}
 workspaces:
@@ -165,7 +165,7 @@ workspaces:
 
 
 def test_check_proves_where_a_workspace_can_reach(tmp_path: Path) -> None:
-    """Every workspace and model, with the targets that are left, or why there are none."""
+    """Every workspace and model, with the places that are left, or why there are none; two keys are one place."""
     path = tmp_path / "config.yaml"
     path.write_text(CHECKED)
     command = [sys.executable, "-m", "llmproxy", "check", "--residency", "--json", "--config", str(path)]
@@ -175,3 +175,5 @@ def test_check_proves_where_a_workspace_can_reach(tmp_path: Path) -> None:
     assert "'eu'" in found["acme", "demo/echo"]["refusal"]
     assert ("acme", "local/*") not in found
     assert [target["model"] for target in found["other", "support"]["targets"]] == ["demo/echo", "local/llama"]
+    table = subprocess.run([each for each in command if each != "--json"], capture_output=True, text=True, check=True)
+    assert all(line.count("local/llama ") <= 1 for line in table.stdout.splitlines())

@@ -142,10 +142,11 @@ async def test_a_client_does_not_fail_with_the_copy(proxy: StartProxy, spoilt: R
 
 
 async def test_a_copy_may_go_only_where_the_client_may(proxy: StartProxy) -> None:
-    """The key's models hold for copies too, and a model that does not exist harms nobody."""
-    mirrors = [{"model": "test", "to": to, "share": 1} for to in ("demo/echo", "nowhere/at-all")]
+    """The key's models hold for copies too."""
+    mirrors = [{"model": "test", "to": to, "share": 1} for to in ("demo/echo", "demo/story")]
     workspaces = {"default": {"models": ["test", "upstream/*"]}}
-    async with proxy(Routing, {"mirror": mirrors}, config={"workspaces": workspaces}) as client:
+    config = {"workspaces": workspaces, "providers": {"demo": {}}}
+    async with proxy(Routing, {"mirror": mirrors}, config=config) as client:
         client.upstream.default = reply("hi")
         assert (await client.chat("hello")).text == "hi"
         rows = await client.rows()

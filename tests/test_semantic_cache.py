@@ -325,6 +325,7 @@ async def test_purges_forget_what_they_say(proxy: StartProxy) -> None:
             path = "/admin/v1/semantic-cache/purge"
             response = await client.request("POST", path, wanted, key=client.admin_key)
             assert (response.status, response.document["object"]) == (200, "semantic_cache.purge")
+            assert response.document["dropped"] == 1 - left
             assert len(await table(client, "entries", left)) == left
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.api import ModelName
 from llmproxy.testing import RecordedRequest, Reply, StartProxy, fail, hang, reply
 from llmproxy.testing.database import TestDatabases
 from llmproxy_plugins.semantic_cache import SemanticCache, SemanticCacheConfig
+from llmproxy_plugins.semantic_cache.operating import semantic_cache_commands
 from llmproxy_plugins.semantic_cache.report import Judged, judged, proposal, report
 from llmproxy_plugins.semantic_cache.store import Trial
 from llmproxy_plugins.semantic_cache.vectors import similarity
@@ -138,31 +139,22 @@ async def test_the_report_proposes_a_threshold_for_the_labelled_pairs(proxy: Sta
 # The command
 
 
-async def test_the_command_prints_the_report(proxy: StartProxy, tmp_path: Any) -> None:
+async def test_the_command_prints_the_report(proxy: StartProxy) -> None:
     """`llmproxy semantic-cache report` asks the gateway that runs, and prints a line for each model."""
-    program = (
-        "import click, sys\n"
-        "from pathlib import Path\n"
-        "from types import SimpleNamespace\n"
-        "from llmproxy.upstream import ProviderTransport, UpstreamHTTP\n"
-        "from llmproxy_plugins.semantic_cache.operating import semantic_cache_commands\n"
-        "services = SimpleNamespace(http=UpstreamHTTP(ProviderTransport()), state_directory=Path(sys.argv.pop(1)))\n"
-        "semantic_cache_commands(services)()\n"
-    )
     async with proxy(SemanticCache, shadow()) as client:
         client.upstream.default = playing()
         for count in (1, 2):
             await client.chat(FIRST)
             await table(client, "trials", count)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", program, str(tmp_path), "report", "--url", client.origin),
-            env={**os.environ, "LLMPROXY_ADMIN_KEY": client.admin_key},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        printed, _ = await process.communicate()
-        head, line = printed.decode().splitlines()
+        command = semantic_cache_commands(client.gateway)
+        printed, purged = [
+            (await asyncio.to_thread(CliRunner().invoke, command, arguments)).output
+            for arguments in (["report"], ["purge", "--workspace", "nobody"])
+        ]
+        head, line = printed.splitlines()
         assert head.split()[:4] == ["MODEL", "REQUESTS", "JUDGED", "THRESHOLD"]
         assert line.split() == ["test", "2", "1", "0.95", "1", "0", "1.0", "1", "0"]
+        assert purged == "Nothing matched.\n"
 
 
 # The report by itself
@@ -183,7 +175,7 @@ def test_trials_count_as_wrong_by_the_judges_word_first() -> None:
 
 def test_each_model_has_a_line_and_its_own_threshold() -> None:
     """Trials of different models are not thrown together."""
-    config = SemanticCacheConfig(embeddings="e", thresholds={"b*": 0.5})
+    config = SemanticCacheConfig(embeddings=ModelName("e"), thresholds={"b*": 0.5})
     lines = report([Trial("b", 0.6, 1.0), Trial("a", 0.6, 1.0), Trial("b")], config, 0.0)
     assert [(line["model"], line["requests"], line["hits"]) for line in lines] == [("a", 1, 0), ("b", 2, 1)]
 

@@ -7,7 +7,9 @@ import re
 import zlib
 from typing import ClassVar
 
-from llmproxy.api import Exchange, Section, Services, hookimpl
+import orjson
+
+from llmproxy.api import Document, Exchange, Section, Services, hookimpl
 from llmproxy.testing import ProxyClient, StartProxy, hang, reply, wait_until
 from tests.wire import CHAT, Response, answer, ask, conversation, dial, head, request, responses
 
@@ -341,6 +343,11 @@ async def test_ending_ones_side_is_hanging_up(proxy: StartProxy) -> None:
 PLACES = (b"Authorization: Bearer %b", b"x-api-key: %b", b"api-key: %b", b"x-goog-api-key: %b")
 
 
+def stored_keys(client: ProxyClient) -> list[Document]:
+    """The keys as the worker has read them."""
+    return [orjson.loads(row) for row in client.app.keys._tables.rows.keys.values()]
+
+
 async def test_keys_are_found_wherever_sdks_put_them(proxy: StartProxy) -> None:
     """A good key opens from each of the four header fields; a wrong, revoked or expired one from none."""
     async with proxy() as client:
@@ -353,7 +360,7 @@ async def test_keys_are_found_wherever_sdks_put_them(proxy: StartProxy) -> None:
         await wait_until(
             lambda: (
                 {(True, False), (False, True)}
-                <= {(known.revoked, known.expires_at is not None) for known in client.app.keys._keys.values()}
+                <= {(row["revoked_at"] is not None, row["expires_at"] is not None) for row in stored_keys(client)}
             )
         )
         expected = {

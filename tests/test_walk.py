@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from llmproxy.api import Answer, Attempt, Exchange, Retry, Section, Services, UpstreamError, hookimpl
+from llmproxy.api import Answer, Attempt, Exchange, RateLimited, Retry, Section, Services, UpstreamError, hookimpl
 from llmproxy.testing import StartProxy, cut_after, fail, hang, reply, stream, wait_until, with_headers
 from tests.wire import CHAT, STREAM, dial, head, request
 
@@ -52,6 +52,17 @@ class Instead(Plugin):
     def on_error(self, exchange: Exchange, attempt: Attempt, error: UpstreamError) -> Answer:
         """Something kind."""
         return Answer(body=b'{"choices": []}')
+
+
+class Gatekeeper(Plugin):
+    """Refuses every attempt before it is made."""
+
+    name = "gatekeeper"
+
+    @hookimpl
+    def pre_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
+        """No."""
+        raise RateLimited("Not now.", retry_after_seconds=5)
 
 
 class Listener:
@@ -108,6 +119,20 @@ async def test_a_request_that_was_never_sent_costs_nothing(proxy: StartProxy) ->
         assert (await client.chat("hello", model="openai/gpt-4o")).status == 502
         rows = await client.rows()
     assert (rows.ledger[0]["amount_usd"], rows.ledger[0]["usage_provenance"]) == (None, None)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_what_no_provider_was_sent_is_no_attempt(proxy: StartProxy, *, is_stream: bool) -> None:
+    """Refused before it was sent, a request has made no attempt, and neither head nor explanation name a provider."""
+    async with proxy(Gatekeeper) as client:
+        response = await client.chat("hello", stream=is_stream)
+        (row,) = (await client.rows()).requests
+        told = await client.request("GET", f"/admin/v1/requests/{row['id']}/explain", key=client.admin_key)
+        assert client.upstream.requests == []
+    assert (response.status, response.headers["x-llmproxy-attempts"]) == (429, "0")
+    assert {"x-llmproxy-provider", "x-llmproxy-model"} & response.headers.keys() == set()
+    assert (told.document["summary"], told.document["served_by"]) == ("Refused at once: Not now.", None)
+    assert [attempt["is_sent"] for attempt in told.document["attempts"]] == [False]
 
 
 async def test_an_answer_in_a_providers_place_names_no_provider(proxy: StartProxy) -> None:

@@ -16,11 +16,11 @@ import orjson
 from multidict import CIMultiDict
 from pydantic.fields import FieldInfo
 
-from llmproxy.config import Config, ProviderConfig
+from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document, Operation, Request, Target
 from llmproxy.providers import Provider
-from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.providers.builtin import every_kind
 from llmproxy.providers.vendors import load_vendors
 from llmproxy.services import UpstreamRequest
 from tests.providers import services
@@ -31,7 +31,7 @@ IGNORED: Final = "ignored"
 # These get the client's own bytes; what their models make of them is not the gateway's to say.
 _PASSING: Final = {"openai", "azure"}
 
-_KINDS: Final = {kind.kind: kind for kind in BuiltinProviders().register_providers(Config())}
+_KINDS: Final = {kind.kind: kind for kind in every_kind()}
 _BLOCK: Final = re.compile(r"(<!-- made: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _USER: Final = {"role": "user", "content": "Hi"}
 _SCHEMA: Final = {

@@ -1,18 +1,32 @@
-"""The audit as operators verify it, and as they erase from it what may be erased."""
+"""The audit as operators verify and export it, and as they erase from it what may be erased."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Final
 
+from llmproxy.admin.documents import Body, Word
 from llmproxy.audit_chain import AuditKeys
+from llmproxy.audit_export import export
 from llmproxy.audit_log import LogHead
 from llmproxy.audit_notary import ActionLog, Anchor
 from llmproxy.audit_reader import Span, bounds_of, database_reader
 from llmproxy.audit_verify import Report, verify
-from llmproxy.errors import StorageError
+from llmproxy.errors import BadRequest, StorageError
+from llmproxy.exchange import Document
 from llmproxy.queries import Queries
 from llmproxy.services import Database
+
+# It is put together in memory.
+MAX_EXPORT_BYTES: Final = 67_108_864
+
+
+class Erasure(Body):
+    """Whose bodies to erase: a workspace's, or one of its users'."""
+
+    workspace: Word
+    user: Word | None = None
 
 
 class AuditTrail:
@@ -38,6 +52,32 @@ class AuditTrail:
         known = [*anchors, *([kept] if kept else [])]
         async with database_reader(self._database, self._queries, span) as reader:
             return await verify(reader, self._keys, known)
+
+    async def export(self, actions: ActionLog, span: Span, max_bytes: int = MAX_EXPORT_BYTES) -> bytes:
+        """What was recorded in the span, as a file that proves itself. Raises BadRequest when it is too large."""
+        await record_export(self._database, actions, span)
+        exported = bytearray()
+        async with database_reader(self._database, self._queries, span) as reader:
+            async for line in export(reader, self._keys):
+                exported += line
+                if len(exported) > max_bytes:
+                    message = (
+                        "This span is too much for one answer; choose a shorter one, or use 'llmproxy audit export'."
+                    )
+                    raise BadRequest(message, param="since")
+        return bytes(exported)
+
+
+async def record_export(database: Database, actions: ActionLog, span: Span) -> None:
+    """Say in the log that somebody is about to take a copy along. Raises StorageError, and then nobody does."""
+    async with database.transaction() as connection:
+        await actions.record(connection, "audit_exported", since=span.since, until=span.until)
+
+
+async def erase(database: Database, queries: Queries, actions: ActionLog, wanted: Erasure) -> Document:
+    """Erase bodies, and say of how many requests. Raises StorageError."""
+    erased = await erase_bodies(database, queries, actions, wanted.workspace, wanted.user)
+    return {"workspace": wanted.workspace, "user": wanted.user, "requests": erased}
 
 
 async def erase_bodies(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Final
 
-from llmproxy.admin.audit import AuditTrail
+from llmproxy.admin.audit import AuditTrail, Erasure, erase
 from llmproxy.admin.documents import MAX_LIMIT, Parameters, read_body
 from llmproxy.admin.keys import KeyChanges, NewKey, StoredKeys
 from llmproxy.admin.requests import RequestFilter, RequestLog
@@ -52,6 +52,8 @@ class AdminEndpoints:
         self._keys = StoredKeys(database, queries, clock, actions, configured)
         self._workspaces = StoredWorkspaces(database, queries, actions, configured)
         self._audit = audit
+        self._actions = actions
+        self._erase = partial(erase, database, queries, actions)
         self._requests = RequestLog(database, queries, cipher)
         self._spend = Spend(database, queries)
         self._reload = reload
@@ -72,6 +74,8 @@ class AdminEndpoints:
             ("GET", "/requests/{id}", self.get_request),
             ("GET", "/spend", self.report_spend),
             ("GET", "/audit/verify", self.verify_audit),
+            ("GET", "/audit/export", self.export_audit),
+            ("POST", "/audit/erase", self.erase_bodies),
             ("POST", "/config/reload", self.reload_configuration),
         ):
             router.add(method, f"{PREFIX}{path}", _blaming_the_sender(handler))
@@ -103,8 +107,9 @@ class AdminEndpoints:
     # Workspaces
 
     async def list_workspaces(self, request: RouteRequest) -> Answer:
-        """Every workspace."""
-        return json_answer(await self._workspaces.list())
+        """A page of workspaces."""
+        query = self._query(request, "after", "limit")
+        return json_answer(await self._workspaces.list(query.text("after"), query.limit(MAX_LIMIT)))
 
     async def put_workspace(self, request: RouteRequest) -> Answer:
         """Make or replace a workspace."""
@@ -151,6 +156,20 @@ class AdminEndpoints:
         query = self._query(request, "since")
         report = await self._audit.verify(Span(since=query.moment("since")))
         return json_answer(report.document())
+
+    async def export_audit(self, request: RouteRequest) -> Answer:
+        """What was recorded in a span, as 'llmproxy audit export' writes it; the log says that it was taken."""
+        query = self._query(request, "since", "until")
+        span = Span(query.moment("since"), query.moment("until") or self._clock.now())
+        headers = (
+            ("content-type", "application/x-ndjson"),
+            ("content-disposition", 'attachment; filename="audit.jsonl"'),
+        )
+        return Answer(200, headers, await self._audit.export(self._actions, span))
+
+    async def erase_bodies(self, request: RouteRequest) -> Answer:
+        """Erase the kept bodies of a workspace, or of one of its users; the log says that it was done."""
+        return json_answer(await self._erase(read_body(Erasure, request.body)))
 
     async def reload_configuration(self, request: RouteRequest) -> Answer:
         """Take over the configuration file, on every worker; nothing changes when it has a mistake."""

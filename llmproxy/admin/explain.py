@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
+from llmproxy.errors import Failure
 from llmproxy.exchange import Document
 
-SKIPPED = "skipped "
+SKIPPED: Final = "skipped "
+# How an attempt can end that was sent, and yet has no response.
+_WITHOUT_RESPONSE: Final = (Failure.CONNECT, Failure.TIMEOUT, Failure.BROKEN, Failure.CUT, Failure.SUPERSEDED)
 
 
 def explanation(request: Document, attempts: Sequence[Document]) -> Document:
@@ -30,7 +34,8 @@ def explanation(request: Document, attempts: Sequence[Document]) -> Document:
 
 
 def _served_by(request: Document, attempts: Sequence[Document]) -> Document | None:
-    answered = next((attempt for attempt in reversed(attempts) if attempt["error_code"] is None), None)
+    sent = (attempt for attempt in reversed(attempts) if _is_sent(attempt))
+    answered = next((attempt for attempt in sent if attempt["error_code"] is None), None)
     if answered is None or request["outcome"] in ("refused", "failed"):
         return None
     return {"provider": answered["provider_name"], "model": _target(answered), "attempt": answered["number"]}
@@ -50,10 +55,16 @@ def _attempt(attempt: Document) -> Document:
     facts = ("number", "region", "http_status", "failure", "error_message", "duration_seconds", "upstream_request_id")
     return {
         "model": _target(attempt),
+        "is_sent": _is_sent(attempt),
         **{name: attempt[name] for name in facts},
         "cost_usd": attempt["cost_usd"],
         "cost_provenance": attempt["cost_provenance"],
     }
+
+
+def _is_sent(attempt: Document) -> bool:
+    """Whether a provider may have seen an attempt: a plugin may refuse one before, or its provider not be able to."""
+    return attempt["http_status"] is not None or attempt["failure"] in _WITHOUT_RESPONSE
 
 
 def _target(attempt: Document) -> str:
@@ -61,7 +72,8 @@ def _target(attempt: Document) -> str:
 
 
 def _summary(request: Document, attempts: Sequence[Document], served: Document | None) -> str:
-    tried = f"{len(attempts)} attempt{'' if len(attempts) == 1 else 's'}"
+    sent = sum(map(_is_sent, attempts))
+    tried = f"{sent} attempt{'' if sent == 1 else 's'}"
     match request["outcome"]:
         case "succeeded":
             return f"{_answered(request, attempts, served)}{_cost(request)}."
@@ -70,7 +82,7 @@ def _summary(request: Document, attempts: Sequence[Document], served: Document |
         case "interrupted":
             return f"The worker stopped before this had ended; the most it may have used was charged{_cost(request)}."
         case outcome:
-            begun = f"{str(outcome).capitalize()} after {tried}" if attempts else f"{str(outcome).capitalize()} at once"
+            begun = f"{str(outcome).capitalize()} after {tried}" if sent else f"{str(outcome).capitalize()} at once"
             return f"{begun}: {request['error_message'] or 'no reason was recorded'}"
 
 

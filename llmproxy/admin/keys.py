@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from llmproxy.admin.documents import Body, Word, page, shown
+from llmproxy.admin.documents import MAX_LIMIT, Body, Word, page, shown
 from llmproxy.audit_notary import ActionLog
 from llmproxy.errors import BadRequest, Conflict, NotFound
 from llmproxy.exchange import Document
@@ -114,9 +114,13 @@ class StoredKeys:
 
     async def find(self, workspace: str | None, after: str | None, limit: int) -> Document:
         """A page of keys, the oldest first, after the key of the id `after`. Raises BadRequest, StorageError."""
-        if after is not None and await self._database.fetch_row(self._queries.find_key, after) is None:
+        last = await self._database.fetch_row(self._queries.find_key, after) if after is not None else None
+        if after is not None and last is None:
             raise BadRequest("'after' must be the id of a key.", param="after")
-        rows = await self._database.fetch(self._queries.page_of_keys, workspace, after, limit + 1)
+        whose, owner = (self._queries.keys_of_workspace, [workspace]) if workspace is not None else ("", [])
+        query = self._queries.page_of_keys.format(whose=whose)
+        place = (last["created_at"], after) if last else (None, None)
+        rows = await self._database.fetch(query, *place, limit + 1, *owner)
         return page([_public(row) for row in rows], limit)
 
     async def get(self, key_id: str) -> Document:
@@ -154,7 +158,7 @@ class StoredKeys:
         configured = self._configured_workspaces()
         if name in configured or await connection.fetch_row(self._queries.lock_workspace, name):
             return
-        stored = [row["id"] for row in await connection.fetch(self._queries.list_workspaces)]
+        stored = [row["id"] for row in await connection.fetch(self._queries.page_of_workspaces, None, MAX_LIMIT)]
         near = get_close_matches(name, [*configured, *stored], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "make it first, or choose another."
         raise BadRequest(f"There is no workspace {name!r}; {hint}", param="workspace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -48,18 +49,26 @@ class RequestLog:
         cursor = await self._row(wanted.after) if wanted.after else None
         if wanted.after and cursor is None:
             raise BadRequest("'after' must be the id of a request that is still kept.", param="after")
-        rows = await self._database.fetch(
-            self._queries.list_requests,
-            wanted.workspace,
-            wanted.model,
-            wanted.outcome,
-            wanted.since,
-            wanted.until,
-            cursor["admitted_at"] if cursor else None,
-            cursor["id"] if cursor else None,
-            wanted.limit + 1,
-        )
-        return page(rows, wanted.limit)
+        query, values = self._query(wanted, cursor)
+        return page(await self._database.fetch(query, *values), wanted.limit)
+
+    def _query(self, wanted: RequestFilter, cursor: Row | None) -> tuple[str, Sequence[object]]:
+        """The query for one row more than wanted, and its arguments."""
+        asked = {
+            "of_workspace": wanted.workspace,
+            "of_model": wanted.model,
+            "of_outcome": wanted.outcome,
+            "since": wanted.since,
+            "until": wanted.until,
+            "after": cursor["admitted_at"] if cursor else None,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        conditions = [
+            self._queries[f"requests_{name}"].format(value=f"${number}", id=f"${len(given) + 2}")
+            for number, name in enumerate(given, start=2)
+        ]
+        values = [wanted.limit + 1, *given.values(), *([cursor["id"]] if cursor else [])]
+        return self._queries.list_requests.format(conditions=" ".join(conditions)), values
 
     async def get(self, request_id: str) -> Document:
         """A request with its attempts, and its bodies as far as they are kept. Raises NotFound, StorageError."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import groupby
 from typing import Final
 
 from llmproxy.admin.documents import shown
 from llmproxy.errors import BadRequest
 from llmproxy.exchange import Document
 from llmproxy.queries import Queries
-from llmproxy.services import Database, Row
+from llmproxy.services import Connection, Database, Row
 
 GROUPS: Final = ("workspace", "feature", "user", "model", "key", "provider", "tag", "day", "prompt_version")
 SUMS: Final = (
@@ -18,6 +19,10 @@ SUMS: Final = (
     *("unpriced_requests", "unpriced_attempts", "estimated_requests"),
 )
 _NOTHING: Final[Document] = {name: "0" if name.endswith("_usd") else 0 for name in SUMS}
+
+
+# What a day's sums are kept by.
+_SUMMED: Final = frozenset(("workspace", "feature", "provider", "model", "day"))
 
 
 def groups_of(text: str, param: str) -> Sequence[str]:
@@ -54,11 +59,16 @@ class Spend:
             workspace: Whose spend alone; None for everybody's.
             limit: The most groups to give; None for all.
         """
-        query = spend_query(self._queries, by, of_workspace=workspace is not None)
         # One more than wanted, to know whether there are more, and the total, which is there unless nothing is.
         rows_wanted = None if limit is None else limit + 2
         whose = () if workspace is None else (workspace,)
-        rows = await self._database.fetch(query, since, until, rows_wanted, *whose)
+        async with self._database.transaction() as connection:
+            # The sums that there are and the rows beside them, as of one moment.
+            await connection.execute(self._queries["ledger_snapshot"])
+            days = await self._summed_days(connection, by, since, until)
+            query = spend_query(self._queries, by, of_workspace=workspace is not None, has_sums=bool(days))
+            summed = (days, *_bounds(days)) if days else ()
+            rows = await connection.fetch(query, since, until, rows_wanted, *whose, *summed)
         groups = [_group(by, row) for row in rows if not row["is_total"]]
         return {
             "by": list(by),
@@ -71,16 +81,59 @@ class Spend:
             "has_more": limit is not None and len(groups) > limit,
         }
 
+    async def _summed_days(
+        self, connection: Connection, by: Sequence[str], since: datetime | None, until: datetime | None
+    ) -> Sequence[date]:
+        """The longest run of days that need not be read row by row; none when what is asked for is not summed up."""
+        if not _SUMMED.issuperset(by):
+            return ()
+        found = await connection.fetch(self._queries["summed_days"], *_whole_days(since, until))
+        runs = [[row["day"] for row in run] for is_summed, run in groupby(found, _is_summed) if is_summed]
+        return max(runs, key=len, default=())
 
-def spend_query(queries: Queries, by: Sequence[str], *, of_workspace: bool) -> str:
-    """The query that sums up for `by`; its arguments are the span, how many rows, and the workspace if it is of one."""
+
+def spend_query(queries: Queries, by: Sequence[str], *, of_workspace: bool, has_sums: bool = False) -> str:
+    """The query that sums up for `by`.
+
+    Its arguments are the span, how many rows, the workspace if it is of one, and with sums the days that are to be
+    taken from those, and the time that no row is to be taken from.
+    """
+    condition = queries["spend_of_workspace"] if of_workspace else ""
+    days, first, before = (f"${number + of_workspace}" for number in (4, 5, 6))
     return queries["spend"].format(
         names=", ".join(_alias(number) for number, _ in enumerate(by)),
-        groups=", ".join(f"{queries[f'spend_by_{name}']} AS {_alias(number)}" for number, name in enumerate(by)),
+        groups=_groups(queries, "spend_by", by),
         joins="\n".join(queries[f"spend_join_{name}"] for name in by if f"spend_join_{name}" in queries),
         is_first=queries["spend_first_tag"] if "tag" in by else "true",
-        condition=queries["spend_of_workspace"] if of_workspace else "",
+        charged=queries["charged"],
+        figures=queries["figures"],
+        condition=condition,
+        rest=queries["spend_beside_sums"].format(first=first, before=before) if has_sums else "",
+        sums=_sums_query(queries, by, days, condition) if has_sums else "",
     )
+
+
+def _sums_query(queries: Queries, by: Sequence[str], days: str, condition: str) -> str:
+    return queries["spend_sums"].format(groups=_groups(queries, "spend_sums_by", by), days=days, condition=condition)
+
+
+def _groups(queries: Queries, prefix: str, by: Sequence[str]) -> str:
+    return ", ".join(f"{queries[f'{prefix}_{name}']} AS {_alias(number)}" for number, name in enumerate(by))
+
+
+def _bounds(days: Sequence[date]) -> tuple[datetime, datetime]:
+    first, last = (datetime.combine(day, time(), UTC) for day in (days[0], days[-1]))
+    return first, last + timedelta(days=1)
+
+
+def _whole_days(since: datetime | None, until: datetime | None) -> tuple[date | None, date | None]:
+    """The first UTC day that is wholly in a span, and the first one after it that is not."""
+    first = None if since is None else (since.astimezone(UTC) + timedelta(days=1, microseconds=-1)).date()
+    return first, None if until is None else until.astimezone(UTC).date()
+
+
+def _is_summed(row: Row) -> bool:
+    return bool(row["is_summed"])
 
 
 def _alias(number: int) -> str:

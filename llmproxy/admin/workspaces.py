@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Annotated, Final
 
 from pydantic import Field
 
 from llmproxy.admin.documents import Body, Word, shown
 from llmproxy.audit_notary import ActionLog
-from llmproxy.config import KeptBodies
+from llmproxy.config import MAX_DAYS, KeptBodies
 from llmproxy.errors import BadRequest, Conflict, NotFound
 from llmproxy.exchange import Document
 from llmproxy.keys import Workspace
@@ -26,6 +27,7 @@ class WorkspaceSettings(Body):
     models: Annotated[tuple[Word, ...], Field(min_length=1)] = ("*",)
     region: Word | None = None
     bodies: KeptBodies | None = None
+    bodies_retention_days: Annotated[int, Field(ge=1, le=MAX_DAYS)] | None = None
 
 
 class StoredWorkspaces:
@@ -43,19 +45,22 @@ class StoredWorkspaces:
         self._queries = queries
         self._configured = configured
 
-    async def list(self) -> Document:
-        """Every workspace and where it is defined. Raises StorageError."""
-        stored = {row["id"]: row for row in await self._database.fetch(self._queries.list_workspaces)}
-        found = [{**shown(row), "source": "database"} for row in stored.values()]
-        found += [_configured(name, each) for name, each in self._configured().items() if name not in stored]
-        return {"object": "list", "data": sorted(found, key=lambda workspace: str(workspace["id"])), "has_more": False}
+    async def list(self, after: str | None, limit: int) -> Document:
+        """A page of workspaces by their ids, after the id `after`, and where each is defined. Raises StorageError."""
+        rows = await self._database.fetch(self._queries.page_of_workspaces, after, limit + 1)
+        stored = {row["id"]: {**shown(row), "source": "database"} for row in rows}
+        configured = {
+            name: _configured(name, each) for name, each in self._configured().items() if after is None or name > after
+        }
+        found = [each for _, each in sorted((configured | stored).items())]
+        return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
 
     async def put(self, name: str, settings: WorkspaceSettings) -> Document:
         """Make a workspace, or replace all its settings. Raises BadRequest, StorageError."""
         if not _NAME.fullmatch(name):
             message = "A workspace's id has up to 100 letters, digits, dots, dashes and underscores."
             raise BadRequest(message, param="id")
-        values = (settings.models, settings.region, settings.bodies)
+        values = (settings.models, settings.region, settings.bodies, settings.bodies_retention_days)
         async with self._database.transaction() as connection:
             row = await connection.fetch_row(self._queries.put_workspace, name, *values)
             await self._actions.record(connection, "workspace_changed", name, **settings.model_dump())
@@ -79,8 +84,7 @@ class StoredWorkspaces:
 
 
 def _configured(name: str, workspace: Workspace) -> Document:
-    settings = {"models": workspace.models, "region": workspace.region, "bodies": workspace.bodies}
-    return {"id": name, **settings, "created_at": None, "source": "config"}
+    return {"id": name, **asdict(workspace), "created_at": None, "source": "config"}
 
 
 def _not_stored(*, is_configured: bool) -> Conflict | NotFound:

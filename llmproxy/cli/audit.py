@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from llmproxy.admin.audit import AuditTrail, erase_bodies
+from llmproxy.admin.audit import AuditTrail, erase_bodies, record_export
 from llmproxy.admin.documents import moment
 from llmproxy.audit_chain import AuditKeys
 from llmproxy.audit_export import ExportReader, export
@@ -79,11 +79,13 @@ def head(settings: Settings) -> None:
 def export_command(settings: Settings, since: str | None, until: str | None, file: Path) -> None:
     """Write what was recorded into a file, with all that it takes to verify it there."""
     span = Span(_moment(since, "--since"), _moment(until, "--until") or SystemClock().now())
-    config, keys = read_core(settings), _keys(settings)
+    config, keys, queries = read_core(settings), _keys(settings), Queries()
+    actions = action_log(settings, config, queries, SystemClock())
 
     async def write(database: Database) -> None:
-        async with database_reader(database, Queries(), span) as reader:
-            with file.open("xb") as target:
+        with file.open("xb") as target:
+            await record_export(database, actions, span)
+            async with database_reader(database, queries, span) as reader:
                 async for line in export(reader, keys):
                     target.write(line)
 
@@ -155,7 +157,10 @@ def _print(settings: Settings, report: Report) -> None:
     click.echo(f"{report.requests} requests in {report.chains} chains {'; '.join(bounds)}: {_verdict(report)}")
     if report.ledger_only:
         click.echo(f"Of {report.ledger_only} more only the ledger: the rest is past its retention.")
-    return click.echo(f"The log's head is entry {report.head.number}, {report.head.entry_sha256.hex()}.")
+    if report.uncovered:
+        click.echo(f"Of these the last {report.uncovered} are in no entry of the log yet.")
+    at = f" of {report.ended_at:%Y-%m-%d %H:%M:%S}" if report.ended_at else ""
+    return click.echo(f"The log's head is entry {report.head.number}{at}, {report.head.entry_sha256.hex()}.")
 
 
 def _times(report: Report) -> Sequence[tuple[str, datetime | None]]:

@@ -23,7 +23,7 @@ from llmproxy.errors import ConfigError, LLMProxyError
 from llmproxy.gateway import Configuration, read_configuration
 from llmproxy.logs import make_log
 from llmproxy.plugins import installed
-from llmproxy.providers.builtin import BuiltinProviders
+from llmproxy.providers.builtin import every_kind
 
 # Advice on our own plugins; a stranger's speak for themselves with `requires` and `after`.
 _BUDGETS: Final = "budgets"
@@ -146,7 +146,8 @@ def _body_warnings(config: Config) -> Iterator[str]:
 def _provider_warnings(configuration: Configuration) -> Iterator[str]:
     for name, provider in configuration.providers.items():
         has_own_address = provider.config.base_url is not None
-        if provider.key_variables and provider.config.api_key is None and not has_own_address:
+        has_key = provider.config.api_key is not None
+        if provider.key_variables and provider.needs_key and not has_key and not has_own_address:
             yield f"providers.{name}: it has no api_key; set it, best as ${{{provider.key_variables[0]}}}."
 
 
@@ -160,5 +161,4 @@ def _schema() -> dict[str, Any]:  # a JSON document
     plugins: dict[str, type[Section]] = {}
     for name, entry_point in installed().items():
         plugins[name] = getattr(entry_point.load(), "Config", Section)
-    kinds = BuiltinProviders().register_providers(Config())
-    return config_schema(plugins, {kind.kind: kind.Config for kind in kinds})
+    return config_schema(plugins, {kind.kind: kind.Config for kind in every_kind()})

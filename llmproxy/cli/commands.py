@@ -12,7 +12,7 @@ import click
 
 from llmproxy import __version__
 from llmproxy.cli.settings import Settings, shared_options
-from llmproxy.errors import LLMProxyError
+from llmproxy.errors import LLMProxyError, StorageError
 
 # The summaries stand here, so that the help page need not import the modules; a test holds them to the commands.
 SUMMARIES: Final[Mapping[str, str]] = {
@@ -59,9 +59,18 @@ class CommandLine(click.Group):
         """The command that the arguments begin with; a misspelt one is a usage error with the nearest name."""
         name = args[0]
         if not (name.startswith("-") or ctx.resilient_parsing or self.get_command(ctx, name)):
-            near = get_close_matches(name, self.list_commands(ctx), n=1)
-            ctx.fail(f"There is no command {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}")
+            ctx.fail(self._why_not(ctx, name))
         return super().resolve_command(ctx, args)
+
+    def _why_not(self, ctx: click.Context, name: str) -> str:
+        """Why there is no such command: it is misspelt, or its plugin is not enabled."""
+        plugins = import_module("llmproxy.plugins")
+        brought: Mapping[str, str] = plugins.declared_commands(plugins.installed())
+        if name in brought:
+            file = ctx.ensure_object(Settings).config_path or "config.yaml"
+            return f"The command {name!r} comes with the plugin {brought[name]!r}; enable it under 'plugins' in {file}."
+        near = get_close_matches(name, [*self.list_commands(ctx), *brought], n=1)
+        return f"There is no command {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands and their summaries, without importing ours."""
@@ -93,6 +102,9 @@ def main() -> NoReturn:
     """Run the command that the process was started with; a failure is a sentence on standard error and status 1."""
     try:
         command_line()
+    except StorageError as error:
+        # Nothing is logged here that could say why.
+        click.echo(error.for_operator, err=True)
     except LLMProxyError as error:
         click.echo(error.message, err=True)
     sys.exit(1)

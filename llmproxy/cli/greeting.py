@@ -12,12 +12,11 @@ import click
 
 from llmproxy import __version__
 from llmproxy.cli.output import print_json
+from llmproxy.cli.running_gateway import listens_everywhere, own_url
 from llmproxy.config import ServerConfig
 from llmproxy.gateway import Configuration
 from llmproxy.providers.demo import Demo
 from llmproxy.state import StateDirectory
-
-_ANYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound here
 
 
 class Greeting:
@@ -30,10 +29,8 @@ class Greeting:
     def __init__(
         self, configuration: Configuration, server: ServerConfig, state: StateDirectory, port: int, *, is_json: bool
     ) -> None:
-        host = _ANYWHERE.get(server.host, server.host)
-        scheme = "https" if server.tls else "http"
-        self._url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        self._host = server.host
+        self._url = own_url(server, port)
+        self._server = server
         # A key that the configuration names is its owner's to show.
         self._key = None if configuration.config.workspaces else state.default_key()
         self._demo = next((name for name, each in configuration.providers.items() if isinstance(each, Demo)), None)
@@ -53,7 +50,7 @@ class Greeting:
         return {"url": self._url, "key": self._key, "admin_key_file": self._admin_key_file, "pid": os.getpid()}
 
     def _lines(self) -> Iterator[str]:
-        where = f" (listening on {self._host})" if self._host in _ANYWHERE else ""
+        where = f" (listening on {self._server.host})" if listens_everywhere(self._server) else ""
         yield f"llmproxy {__version__} serves on {self._url}{where}"
         if self._key is not None:
             yield f"Key:        {self._key}"

@@ -18,6 +18,7 @@ from llmproxy.exchange import TOKEN_CLASSES, UNIT_CLASSES, Document, Target
 from llmproxy.gateway import Configuration, read_configuration
 from llmproxy.listing import plain
 from llmproxy.logs import make_log
+from llmproxy.plugins import named_models
 from llmproxy.prices import UNIT_SIZES, Prices, Rates
 
 _MILLION: Final = Decimal(1_000_000)
@@ -47,7 +48,9 @@ def show(settings: Settings, model: str) -> None:
     targets = configuration.catalogue.targets(model)
     if not targets:
         raise ModelNotFound(f"The model '{model}' is not configured here; 'llmproxy models' lists those that are.")
-    found = [_prices_of(configuration, target) for target in dict.fromkeys(targets)]
+    # The keys of a provider make targets of one price.
+    distinct = {(target.name, target.region): target for target in targets}
+    found = [_prices_of(configuration, target) for target in distinct.values()]
     if settings.json:
         return print_json([price for prices in found for price in prices])
     for number, prices in enumerate(found):
@@ -78,6 +81,7 @@ def configured_targets(configuration: Configuration) -> Sequence[Target]:
     catalogue = configuration.catalogue
     named = [*configuration.config.models]
     named += [f"{name}/{model}" for name, each in configuration.providers.items() for model in each.config.models]
+    named += [model for plugin in configuration.plugins.enabled for _, model in named_models(plugin.config)]
     targets = (target for name in named for target in catalogue.targets(name))
     return list({target.name: target for target in targets}.values())
 

@@ -21,6 +21,7 @@ from llmproxy.services import Database, SystemClock
 _POLL_SECONDS: Final = 1.0
 # A request is recorded when it ends, so one that began this long ago may still turn up.
 _LOOK_BACK: Final = timedelta(minutes=30)
+_FROM_A_CACHE: Final = ("hit", "semantic", "coalesced")
 
 
 @click.group("requests")
@@ -83,19 +84,44 @@ def _print_lines(settings: Settings, rows: Sequence[Document]) -> None:
 
 
 def _line(row: Document) -> str:
-    answered = f"{row['provider_name']}/{row['response_model']}" if row["provider_name"] else "nobody"
     cost = f"{row['cost_usd']} USD" if row["cost_usd"] is not None else "no cost"
-    facts = (row["id"], cell(row["admitted_at"]), row["outcome"], row["workspace"], row["request_model"], answered)
-    return "  ".join([*map(cell, facts), f"{row['input_tokens']}+{row['output_tokens']} tokens", cost])
+    facts = (
+        row["id"],
+        cell(row["admitted_at"]),
+        row["outcome"],
+        row["workspace"],
+        row["request_model"],
+        _answered(row),
+    )
+    asked = [f"for {row['origin']}"] if row["origin"] else []
+    return "  ".join([*map(cell, facts), f"{row['input_tokens']}+{row['output_tokens']} tokens", cost, *asked])
+
+
+def _answered(row: Document) -> str:
+    """Who answered; the target of a request that was refused before it was sent has not."""
+    if row["cache"] in _FROM_A_CACHE and row["provider_name"] is None:
+        return f"a cache ({row['cache']})"
+    is_unsent = row["outcome"] == "refused" and row["cost_provenance"] is None
+    if row["provider_name"] is None or is_unsent:
+        return "nobody"
+    return f"{row['provider_name']}/{row['response_model']}"
 
 
 def _print_request(request: Document, explanation: Document) -> None:
     click.echo(explanation["summary"])
     for name in ("id", "admitted_at", "workspace", "key_id", "feature", "user", "request_model", "http_status"):
         click.echo(f"  {name.replace('_', ' ')}: {cell(request[name])}")
+    if request["origin"]:
+        click.echo(f"  asked by: the plugin {request['origin']}, for the request {request['parent_id']}")
     for attempt in explanation["attempts"]:
-        ending = f"failed: {attempt['error_message']}" if attempt["error_message"] else "answered."
         cost = f" ({attempt['cost_usd']} USD)" if attempt["cost_usd"] is not None else ""
-        click.echo(f"attempt {attempt['number']}{cost}: {attempt['model']} {ending}")
+        click.echo(f"attempt {attempt['number']}{cost}: {attempt['model']} {_ending(attempt)}")
     for decision in explanation["decisions"]:
         click.echo(f"{decision['by']}: {decision['what']}: {decision['why']}")
+
+
+def _ending(attempt: Document) -> str:
+    why = attempt["error_message"]
+    if not attempt["is_sent"]:
+        return f"was not asked: {why or 'the request had ended.'}"
+    return f"failed: {why}" if why else "answered."

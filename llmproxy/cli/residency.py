@@ -35,7 +35,10 @@ async def _found(settings: Settings) -> list[Reach]:
 
 
 def _told(reach: Reach) -> str:
-    return f"nowhere: {reach.refusal}" if reach.refusal else ", ".join(_place(target) for target in reach.targets)
+    if reach.refusal:
+        return f"nowhere: {reach.refusal}"
+    # The keys of a provider are targets of their own, all in one place.
+    return ", ".join(dict.fromkeys(_place(target) for target in reach.targets))
 
 
 def _place(target: Target) -> str:
@@ -44,8 +47,6 @@ def _place(target: Target) -> str:
 
 
 def _document(reach: Reach) -> Document:
-    targets = [
-        {"model": target.name, "region": target.region, "zero_retention": target.zero_retention}
-        for target in reach.targets
-    ]
+    places = dict.fromkeys((target.name, target.region, target.zero_retention) for target in reach.targets)
+    targets = [dict(zip(("model", "region", "zero_retention"), place, strict=True)) for place in places]
     return {"workspace": reach.workspace, "model": reach.model, "targets": targets, "refusal": reach.refusal}

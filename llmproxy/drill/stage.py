@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from llmproxy.app import App
 from llmproxy.catalogue import Catalogue
 from llmproxy.config import Config
 from llmproxy.config_document import ConfigDocument
+from llmproxy.config_mistakes import suggestion
 from llmproxy.drill.faults import tell_story
 from llmproxy.errors import ConfigError
 from llmproxy.exchange import Document
@@ -86,8 +87,8 @@ class Stage:
         self._workspace = workspace
         self._without = without
         self._deadline_seconds = deadline_seconds
-        if workspace is not None and workspace not in self.config.workspaces:
-            raise ConfigError(f"There is no workspace '{workspace}' in {source.name}.")
+        _require("workspace", [] if workspace is None else [workspace], self.config.workspaces, source.name)
+        _require("plugin", without, self.config.plugins, source.name)
         nowhere = dict.fromkeys(self.config.providers, "http://127.0.0.1:9")
         _, components = core_of(self._source(nowhere), available)
         self._databases = TestDatabases(server_url, [core_component(), *components])
@@ -148,6 +149,13 @@ class Stage:
         chosen = self._workspace or _WORKSPACE
         sections[chosen] = {**sections.get(chosen, {}), "keys": [KEY]}
         return sections
+
+
+def _require(kind: str, names: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raise ConfigError for the first of some names that is not known."""
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"There is no {kind} '{name}' in {where}{suggestion([name], known)}.")
 
 
 def read(source: ConfigSource) -> tuple[Config, Document]:

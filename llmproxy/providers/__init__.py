@@ -46,6 +46,7 @@ class Provider:
         kind: What `kind:` names in a provider section.
         Config: The model of the section.
         key_variables: Environment variables that usually hold the key, the first that is set wins.
+        needs_key: Whether the vendor's own address cannot be asked without a key in the section.
         price_provider: The vendor's id in the price data; None when nothing is known of its prices.
         priced_regions: Where an answer may say that it was computed, at a price of its own.
         has_own_names: Models are called what the customer likes: the price data's names mean nothing here.
@@ -55,6 +56,7 @@ class Provider:
     kind: ClassVar[str]
     Config: ClassVar[type[ProviderConfig]] = ProviderConfig
     key_variables: ClassVar[tuple[str, ...]] = ()
+    needs_key: ClassVar[bool] = True
     price_provider: ClassVar[str | None] = None
     priced_regions: ClassVar[tuple[str, ...]] = ()
     has_own_names: ClassVar[bool] = False

@@ -75,7 +75,6 @@ class OpenAI(Provider):
         vendor_url: The vendor's own address.
         vendor_headers: What the vendor wants beside the key; a header whose key is unset is left out.
         paths: Where each operation is, below the address.
-        needs_key: Whether the vendor's own address asks for a key.
     """
 
     kind: ClassVar[str] = "openai"
@@ -87,7 +86,6 @@ class OpenAI(Provider):
         "openai-organization": "{organization}",
         "openai-project": "{project}",
     }
-    needs_key: ClassVar[bool] = True
     paths: ClassVar[Mapping[Operation, str]] = PATHS
 
     def __init__(self, name: str, config: ProviderConfig, services: Services) -> None:

@@ -1,7 +1,8 @@
 -- name: list_requests
+-- With a condition for each thing that is asked for, and no other: one plan for all of them would be a poor one.
 SELECT
-    id, admitted_at, operation_name, is_stream, workspace, key_id, feature, user_id, session_id, request_model,
-    provider_name, response_model, outcome, http_status, error_code, cache, attempts, duration_seconds,
+    id, admitted_at, operation_name, is_stream, workspace, key_id, feature, user_id, session_id, origin, parent_id,
+    request_model, provider_name, response_model, outcome, http_status, error_code, cache, attempts, duration_seconds,
     first_chunk_seconds,
     uncached_input_tokens + cache_read_input_tokens + cache_write_5m_input_tokens + cache_write_1h_input_tokens
         + audio_input_tokens + COALESCE(cache_read_audio_input_tokens, 0) + COALESCE(image_input_tokens, 0)
@@ -10,14 +11,28 @@ SELECT
         AS output_tokens,
     cost_usd, cost_provenance
 FROM requests
-WHERE ($1::text IS NULL OR workspace = $1)
-    AND ($2::text IS NULL OR $2 IN (request_model, response_model, provider_name || '/' || response_model))
-    AND ($3::text IS NULL OR outcome = $3)
-    AND admitted_at >= COALESCE($4::timestamptz, '-infinity')
-    AND admitted_at < COALESCE($5::timestamptz, 'infinity')
-    AND ($6::timestamptz IS NULL OR (admitted_at, id) < ($6, $7::uuid))
+WHERE true {conditions}
 ORDER BY admitted_at DESC, id DESC
-LIMIT $8;
+LIMIT $1;
+
+-- name: requests_of_workspace
+AND workspace = {value}
+
+-- name: requests_of_model
+AND {value} IN (request_model, response_model, provider_name || '/' || response_model)
+
+-- name: requests_of_outcome
+AND outcome = {value}
+
+-- name: requests_since
+AND admitted_at >= {value}
+
+-- name: requests_until
+AND admitted_at < {value}
+
+-- name: requests_after
+-- The first half says nothing new, but which partitions to look into.
+AND admitted_at <= {value}::timestamptz AND (admitted_at, id) < ({value}, {id}::uuid)
 
 -- name: find_request
 -- The time that an id begins with leaves one partition to look in.

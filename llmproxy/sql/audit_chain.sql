@@ -1,49 +1,49 @@
--- name: contents_of_batch
--- What links are made of: the rows of these requests, which are of one day, as they are stored, and the place of each,
--- all in one row since that is cheapest for the worker. With it goes whether the last link that was made before has been
--- committed. Partitions are named, for finding them among hundreds costs more than all the rest.
-SELECT
-    array_agg(convert_to({request}, 'UTF8') ORDER BY wanted.position) AS requests,
-    array_agg(convert_to({ledger}, 'UTF8') ORDER BY wanted.position) AS ledgers,
-    array_agg(uuid_send(wanted.id) || timestamptz_send(wanted.admitted_at) ORDER BY wanted.position) AS places,
-    EXISTS (
-        SELECT FROM audit_chain{written_day}
-        WHERE chain = $3::uuid AND number = $4::bigint AND admitted_at = $5::text::timestamptz
-    ) AS is_committed
-FROM unnest($1::text[]::uuid[], $2::text[]::timestamptz[]) WITH ORDINALITY AS wanted (id, admitted_at, position);
+-- name: stored_contents
+-- What links are made of, from the rows that the insertions gave back: nothing is looked for a second time, and the
+-- worker sees of each request but 88 bytes.
+, string_agg(
+    uuid_send(id) || timestamptz_send(admitted_at)
+        || sha256(convert_to(recorded.stored_row || COALESCE(made.stored_rows, ''), 'UTF8'))
+        || sha256(convert_to(COALESCE(booked.stored_rows, ''), 'UTF8')),
+    ''
+) AS stored
+FROM recorded
+LEFT JOIN (
+    SELECT request_id, string_agg(stored_row, '' ORDER BY number) AS stored_rows FROM attempted GROUP BY request_id
+) AS made ON made.request_id = id
+LEFT JOIN (
+    SELECT request_id, string_agg(stored_row, '' ORDER BY entry) AS stored_rows FROM charged GROUP BY request_id
+) AS booked ON booked.request_id = id
 
 -- name: request_content
 (
-    SELECT json_build_array(
-        json_build_array({requests}),
-        array_to_json(ARRAY(
-            SELECT json_build_array({attempts}) FROM attempts{day} AS attempts
-            WHERE attempts.request_id = wanted.id AND attempts.admitted_at = wanted.admitted_at
-            ORDER BY attempts.number
-        ))
-    )::text
-    FROM requests{day} AS requests
-    WHERE requests.id = wanted.id AND requests.admitted_at = wanted.admitted_at
+    SELECT ROW({requests})::text || COALESCE((
+        SELECT string_agg(ROW({attempts})::text, '' ORDER BY attempts.number) FROM attempts
+        WHERE attempts.request_id = wanted.id AND attempts.admitted_at = wanted.admitted_at
+    ), '')
+    FROM requests WHERE requests.id = wanted.id AND requests.admitted_at = wanted.admitted_at
 )
 
 -- name: ledger_content
 -- Without adjustments, which are added later; the log vouches for those.
-array_to_json(ARRAY(
-    SELECT json_build_array({ledger_entries}) FROM ledger_entries{day} AS ledger_entries
+COALESCE((
+    SELECT string_agg(ROW({ledger_entries})::text, '' ORDER BY ledger_entries.entry) FROM ledger_entries
     WHERE ledger_entries.request_id = wanted.id AND ledger_entries.occurred_at = wanted.admitted_at
         AND ledger_entries.kind <> 'adjustment'
-    ORDER BY ledger_entries.entry
-))::text
+), '')
 
 -- name: insert_links
+-- $6 is what `stored_contents` gave, $7 the hashes of the links, one behind the other as that is cheaper than an array.
 INSERT INTO audit_chain (
     chain, number, recorded_at, request_id, admitted_at, request_sha256, ledger_sha256, link_sha256, signature
 )
 SELECT
-    $1::uuid, $2::bigint + position, $3::timestamptz, id, admitted_at, request_sha256, ledger_sha256, link_sha256,
-    CASE WHEN position = cardinality($4::text[]) THEN $9::bytea END
-FROM unnest($4::text[]::uuid[], $5::text[]::timestamptz[], $6::bytea[], $7::bytea[], $8::bytea[]) WITH ORDINALITY
-    AS link (id, admitted_at, request_sha256, ledger_sha256, link_sha256, position);
+    $1::uuid, $2::bigint + position, $3::timestamptz,
+    id, timestamptz '2000-01-01 00:00:00+00' + microseconds * interval '1 microsecond',
+    substr($6::bytea, 88 * position::integer - 63, 32), substr($6::bytea, 88 * position::integer - 31, 32),
+    substr($7::bytea, 32 * position::integer - 31, 32),
+    CASE WHEN position = cardinality($4::text[]) THEN $8::bytea END
+FROM unnest($4::text[]::uuid[], $5::bigint[]) WITH ORDINALITY AS link (id, microseconds, position);
 
 -- name: has_link
 SELECT FROM audit_chain WHERE chain = $1 AND number = $2 AND admitted_at = $3::text::timestamptz;

@@ -1,15 +1,40 @@
--- name: list_keys
-SELECT id, workspace, name, key_sha256, models, feature, user_id, expires_at, revoked_at FROM virtual_keys;
+-- name: stored_keys
+-- What workers hold of each key: how to find it, and the rest as they read it when it is used.
+SELECT
+    id, key_sha256,
+    json_build_object(
+        'id', id, 'workspace', workspace, 'name', name, 'models', models, 'feature', feature, 'user_id', user_id,
+        'expires_at', NULLIF(expires_at, 'infinity'), 'revoked_at', revoked_at
+    )::text AS document
+FROM virtual_keys WHERE {which};
 
--- name: list_workspaces
-SELECT id, models, region, bodies, created_at FROM workspaces ORDER BY id;
+-- name: stored_keys_after
+id > $1 ORDER BY id LIMIT $2
+
+-- name: stored_keys_named
+id = ANY ($1)
+
+-- name: stored_workspaces
+SELECT id, models, region, bodies, bodies_retention_days FROM workspaces;
+
+-- name: stored_workspaces_named
+SELECT id, models, region, bodies, bodies_retention_days FROM workspaces WHERE id = ANY ($1);
+
+-- name: page_of_workspaces
+-- In the order of their bytes, as those of the configuration are put between them.
+SELECT id, models, region, bodies, bodies_retention_days, created_at FROM workspaces
+WHERE id COLLATE "C" > COALESCE($1, '')
+ORDER BY id COLLATE "C"
+LIMIT $2;
 
 -- name: page_of_keys
 SELECT * FROM virtual_keys
-WHERE ($1::text IS NULL OR workspace = $1)
-    AND ($2::text IS NULL OR (created_at, id) > (SELECT created_at, id FROM virtual_keys WHERE id = $2))
+WHERE (created_at, id) > (COALESCE($1::timestamptz, '-infinity'), COALESCE($2::text, '')) {whose}
 ORDER BY created_at, id
 LIMIT $3;
+
+-- name: keys_of_workspace
+AND workspace = $4
 
 -- name: find_key
 SELECT * FROM virtual_keys WHERE id = $1;
@@ -44,10 +69,12 @@ SELECT count(*) AS keys FROM virtual_keys
 WHERE workspace = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now());
 
 -- name: put_workspace
-INSERT INTO workspaces (id, models, region, bodies)
-VALUES ($1, $2, $3, $4)
-ON CONFLICT (id) DO UPDATE SET models = excluded.models, region = excluded.region, bodies = excluded.bodies
-RETURNING id, models, region, bodies, created_at;
+INSERT INTO workspaces (id, models, region, bodies, bodies_retention_days)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (id) DO UPDATE SET
+    models = excluded.models, region = excluded.region, bodies = excluded.bodies,
+    bodies_retention_days = excluded.bodies_retention_days
+RETURNING id, models, region, bodies, bodies_retention_days, created_at;
 
 -- name: delete_workspace
 DELETE FROM workspaces WHERE id = $1;

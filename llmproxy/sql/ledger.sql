@@ -4,43 +4,116 @@
 SELECT
     grouping(is_first) = 0 AS is_total,
     {names},
-    count(*) FILTER (WHERE kind = 'exchange') AS requests,
+    COALESCE(sum(requests), 0)::bigint AS requests,
     COALESCE(sum(input_tokens), 0)::bigint AS input_tokens,
     COALESCE(sum(output_tokens), 0)::bigint AS output_tokens,
     COALESCE(sum(amount_usd), 0) AS amount_usd,
-    COALESCE(sum(amount_usd) FILTER (WHERE cost_provenance = 'estimated'), 0) AS estimated_usd,
-    COALESCE(sum(amount_usd) FILTER (WHERE cost_provenance = 'assumed'), 0) AS assumed_usd,
-    COALESCE(sum(amount_usd) FILTER (WHERE kind = 'adjustment'), 0) AS adjusted_usd,
-    count(*) FILTER (WHERE is_unpriced AND kind = 'exchange') AS unpriced_requests,
-    count(*) FILTER (WHERE is_unpriced AND kind = 'attempt') AS unpriced_attempts,
-    count(*) FILTER (WHERE kind = 'exchange' AND COALESCE(cost_provenance, usage_provenance) <> 'measured')
-        AS estimated_requests
+    COALESCE(sum(estimated_usd), 0) AS estimated_usd,
+    COALESCE(sum(assumed_usd), 0) AS assumed_usd,
+    COALESCE(sum(adjusted_usd), 0) AS adjusted_usd,
+    COALESCE(sum(unpriced_requests), 0)::bigint AS unpriced_requests,
+    COALESCE(sum(unpriced_attempts), 0)::bigint AS unpriced_attempts,
+    COALESCE(sum(estimated_requests), 0)::bigint AS estimated_requests
 FROM (
-    SELECT
-        {groups},
-        {is_first} AS is_first,
-        entry.kind, entry.amount_usd, entry.usage_provenance, entry.cost_provenance,
-        entry.uncached_input_tokens + entry.cache_read_input_tokens + entry.cache_write_5m_input_tokens
-            + entry.cache_write_1h_input_tokens + entry.audio_input_tokens
-            + COALESCE(entry.cache_read_audio_input_tokens, 0) + COALESCE(entry.image_input_tokens, 0) AS input_tokens,
-        entry.text_output_tokens + entry.reasoning_output_tokens + entry.audio_output_tokens
-            + COALESCE(entry.image_output_tokens, 0) AS output_tokens,
-        entry.amount_usd IS NULL AND entry.usage_provenance IS NOT NULL AND NOT EXISTS (
-            SELECT FROM ledger_entries AS later
-            WHERE later.request_id = entry.request_id AND later.occurred_at = entry.occurred_at
-                AND later.kind = 'adjustment' AND later.provider_name = entry.provider_name
-                AND later.response_model = entry.response_model
-                AND later.occurred_at >= COALESCE($1::timestamptz, '-infinity')
-                AND later.occurred_at < COALESCE($2::timestamptz, 'infinity')
-        ) AS is_unpriced
-    FROM ledger_entries AS entry {joins}
-    WHERE entry.occurred_at >= COALESCE($1::timestamptz, '-infinity')
-        AND entry.occurred_at < COALESCE($2::timestamptz, 'infinity') {condition}
+    SELECT {names}, is_first, {figures}
+    FROM (
+        SELECT {groups}, {is_first} AS is_first, {charged}
+        FROM ledger_entries AS entry {joins}
+        WHERE entry.occurred_at >= COALESCE($1::timestamptz, '-infinity')
+            AND entry.occurred_at < COALESCE($2::timestamptz, 'infinity') {condition} {rest}
+    ) AS charged
+    {sums}
 ) AS entries
 GROUP BY GROUPING SETS (({names}), (is_first))
 HAVING grouping(is_first) = 1 OR is_first
 ORDER BY is_total DESC, amount_usd DESC, {names}
 LIMIT $3::bigint;
+
+-- name: charged
+-- What figures are made of, of one entry.
+entry.kind, entry.amount_usd, entry.usage_provenance, entry.cost_provenance,
+entry.uncached_input_tokens + entry.cache_read_input_tokens + entry.cache_write_5m_input_tokens
+    + entry.cache_write_1h_input_tokens + entry.audio_input_tokens
+    + COALESCE(entry.cache_read_audio_input_tokens, 0) + COALESCE(entry.image_input_tokens, 0) AS input_tokens,
+entry.text_output_tokens + entry.reasoning_output_tokens + entry.audio_output_tokens
+    + COALESCE(entry.image_output_tokens, 0) AS output_tokens,
+entry.amount_usd IS NULL AND entry.usage_provenance IS NOT NULL AND NOT EXISTS (
+    SELECT FROM ledger_entries AS later
+    WHERE later.request_id = entry.request_id AND later.occurred_at = entry.occurred_at
+        AND later.kind = 'adjustment' AND later.provider_name = entry.provider_name
+        AND later.response_model = entry.response_model
+        AND later.occurred_at >= COALESCE($1::timestamptz, '-infinity')
+        AND later.occurred_at < COALESCE($2::timestamptz, 'infinity')
+) AS is_unpriced
+
+-- name: figures
+-- What is summed up, of one entry.
+CASE WHEN kind = 'exchange' THEN 1 ELSE 0 END AS requests,
+input_tokens,
+output_tokens,
+amount_usd,
+CASE WHEN cost_provenance = 'estimated' THEN amount_usd END AS estimated_usd,
+CASE WHEN cost_provenance = 'assumed' THEN amount_usd END AS assumed_usd,
+CASE WHEN kind = 'adjustment' THEN amount_usd END AS adjusted_usd,
+CASE WHEN kind = 'exchange' AND is_unpriced THEN 1 ELSE 0 END AS unpriced_requests,
+CASE WHEN kind = 'attempt' AND is_unpriced THEN 1 ELSE 0 END AS unpriced_attempts,
+CASE WHEN kind = 'exchange' AND COALESCE(cost_provenance, usage_provenance) <> 'measured' THEN 1 ELSE 0 END
+    AS estimated_requests
+
+-- name: spend_sums
+UNION ALL
+SELECT
+    {groups}, true, requests, input_tokens, output_tokens, amount_usd, estimated_usd, assumed_usd, adjusted_usd,
+    unpriced_requests, unpriced_attempts, estimated_requests
+FROM ledger_sums AS entry
+WHERE entry.day = ANY ({days}::date[]) {condition}
+
+-- name: spend_beside_sums
+AND (entry.occurred_at < {first}::timestamptz OR entry.occurred_at >= {before}::timestamptz)
+
+-- name: summed_days
+-- The days that have a partition, of those wholly in a span, and whether there are sums of them.
+SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day, EXISTS (
+    SELECT FROM ledger_summed_days WHERE to_char(day, 'YYYYMMDD') = right(relname, 8)
+) AS is_summed
+FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+WHERE inhparent = 'ledger_entries'::regclass
+    AND right(relname, 8) >= COALESCE(to_char($1::date, 'YYYYMMDD'), '')
+    AND right(relname, 8) < COALESCE(to_char($2::date, 'YYYYMMDD'), '99999999')
+ORDER BY day;
+
+-- name: try_to_sum_up
+SELECT pg_try_advisory_xact_lock(hashtextextended('llmproxy ledger sums', 0)) AS is_alone;
+
+-- name: hold_ledger_day
+-- Whoever adds rows to the day waits, and then takes away the sums that do not have them; so nobody waits long for them.
+SET LOCAL lock_timeout = '2s';
+LOCK TABLE {partition} IN SHARE MODE;
+
+-- name: summed_day
+SELECT FROM ledger_summed_days WHERE day = $1;
+
+-- name: sum_up_day
+WITH summed AS (
+    INSERT INTO ledger_summed_days (day) VALUES (($1::timestamptz AT TIME ZONE 'UTC')::date) RETURNING day
+)
+INSERT INTO ledger_sums (
+    day, workspace, feature, provider_name, model, requests, input_tokens, output_tokens, amount_usd, estimated_usd,
+    assumed_usd, adjusted_usd, unpriced_requests, unpriced_attempts, estimated_requests
+)
+SELECT
+    (SELECT day FROM summed), workspace, feature, provider_name, model, sum(requests), sum(input_tokens),
+    sum(output_tokens), sum(amount_usd), sum(estimated_usd), sum(assumed_usd), sum(adjusted_usd),
+    sum(unpriced_requests), sum(unpriced_attempts), sum(estimated_requests)
+FROM (
+    SELECT workspace, feature, provider_name, model, {figures}
+    FROM (
+        SELECT entry.workspace, entry.feature, entry.provider_name, {model} AS model, {charged}
+        FROM ledger_entries AS entry
+        WHERE entry.occurred_at >= $1 AND entry.occurred_at < $2
+    ) AS charged
+) AS entries
+GROUP BY workspace, feature, provider_name, model;
 
 -- name: spend_of_workspace
 AND entry.workspace = $4
@@ -68,6 +141,21 @@ entry.provider_name
 
 -- name: spend_by_tag
 tagged.tag
+
+-- name: spend_sums_by_workspace
+entry.workspace
+
+-- name: spend_sums_by_feature
+entry.feature
+
+-- name: spend_sums_by_model
+entry.model
+
+-- name: spend_sums_by_provider
+entry.provider_name
+
+-- name: spend_sums_by_day
+entry.day
 
 -- name: spend_join_tag
 LEFT JOIN LATERAL (

@@ -11,6 +11,8 @@ from typing import Final
 import aiohttp
 
 from llmproxy.app import App
+from llmproxy.cli.running_gateway import ConfiguredGateway
+from llmproxy.config import ServerConfig
 from llmproxy.services import Row
 from llmproxy.testing.connections import wait_until
 from llmproxy.testing.responses import ProxyResponse
@@ -42,6 +44,7 @@ class ProxyClient:
         base_url: What an OpenAI SDK takes as its base URL.
         key: A key of the workspace `default`, which may use every model.
         admin_key: The operator's.
+        gateway: For commands under test; as it blocks, run them in a thread, such as with `asyncio.to_thread`.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class ProxyClient:
         self.base_url: Final = f"{self.origin}/v1"
         self.key: Final = KEY
         self.admin_key: Final = ADMIN_KEY
+        own = ServerConfig(host=HOST, port=port)
+        self.gateway: Final = ConfiguredGateway(own, app.services.state_directory, {"LLMPROXY_ADMIN_KEY": ADMIN_KEY})
         self._http = http
 
     async def chat(

@@ -41,6 +41,7 @@ class Caching:
     # Whoever may refuse a request, or change it, has its say before an answer to it is looked for.
     after = ("redaction", "guard", "runaway", "rate_limits", "budgets")
     migrations = Path(__file__).parent / "migrations"
+    commands = ("cache",)
 
     def __init__(self, config: CachingConfig, services: Services) -> None:
         self._config = config
@@ -69,7 +70,7 @@ class Caching:
     @hookimpl
     def register_commands(self, cli: Commands) -> None:
         """`llmproxy cache purge`."""
-        cli.add_command(cache_commands(self._services, PURGE_PATH))
+        cli.add_command(cache_commands(cli.gateway, PURGE_PATH, is_shared=self._store.is_shared))
 
     # The way in
 

@@ -30,10 +30,12 @@ class LRUCache(BaseCache):
         self._entries: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
         self.size_bytes = 0
 
-    def forget(self, pattern: str) -> None:
-        """Drop every entry whose key matches a shell-style pattern."""
-        for key in [key for key in self._entries if fnmatchcase(key, pattern)]:
+    def forget(self, pattern: str) -> int:
+        """Drop every entry whose key matches a shell-style pattern, and say how many."""
+        found = [key for key in self._entries if fnmatchcase(key, pattern)]
+        for key in found:
             self._drop(key)
+        return len(found)
 
     # What aiocache's own methods come down to; `_conn`, `encoding` and `_cas_token` are for servers.
 

@@ -65,6 +65,7 @@ class Generations:
         self._log = log
         self._current: dict[str, str] | None = None
         self._loading = asyncio.Lock()
+        self._purging: set[str] = set()
         self._stop_listening: Callable[[], None] | None = None
 
     async def startup(self) -> None:
@@ -91,14 +92,21 @@ class Generations:
         generations = [self._current.get(scope.name, "") for scope in scopes] if self._current else []
         return f"{key.prefix}:{tag(','.join(generations)) if any(generations) else ''}"
 
-    async def purge(self, scope: Scope) -> None:
-        """Make nothing that was kept for a scope be found again, by anybody. Raises StorageError."""
-        async with self._database.transaction() as connection:
-            await connection.execute(_PRUNE)
-            await connection.execute(_BEGIN, scope.name, uuid4().hex)
-            await connection.execute(_NOTIFY, scope.pattern)
-        await self._load()
-        await self._store.forget(scope.pattern)
+    async def purge(self, scope: Scope) -> int | None:
+        """Make nothing that was kept for a scope be found again, by anybody. Raises StorageError.
+
+        Says how many answers were dropped from the store, if that is known.
+        """
+        self._purging.add(scope.pattern)
+        try:
+            async with self._database.transaction() as connection:
+                await connection.execute(_PRUNE)
+                await connection.execute(_BEGIN, scope.name, uuid4().hex)
+                await connection.execute(_NOTIFY, scope.pattern)
+            await self._load()
+            return await self._store.forget(scope.pattern)
+        finally:
+            self._purging.discard(scope.pattern)
 
     def _heard(self, pattern: str) -> None:
         self._tasks.start("cache purge", self._follow(pattern))
@@ -109,8 +117,9 @@ class Generations:
     async def _follow(self, pattern: str) -> None:
         before = self._current
         await self._load()
-        # What this worker knew of already may have been followed by answers of the new generation.
-        if self._current != before and not self._store.is_shared:
+        # What this worker knew of already may have been followed by answers of the new generation. A purge of its own
+        # counts what it drops.
+        if self._current != before and not self._store.is_shared and pattern not in self._purging:
             await self._store.forget(pattern)
 
     async def _load(self) -> None:
@@ -165,8 +174,8 @@ class PurgeEndpoint:
         except ValidationError as error:
             mistakes = "; ".join(_told(each["loc"], each["msg"]) for each in error.errors())
             raise BadRequest(f"The purge cannot be made: {mistakes}.") from error
-        await self._generations.purge(self._scope(wanted))
-        named = wanted.model_dump(exclude_defaults=True)
+        dropped = await self._generations.purge(self._scope(wanted))
+        named = {**wanted.model_dump(exclude_defaults=True), "dropped": dropped}
         self._log.info("cache_purged", **named)
         body = orjson.dumps({"object": "cache.purge", **named})
         return Answer(200, (("content-type", "application/json"),), body)

@@ -80,9 +80,9 @@ class RedisStore:
         # A float makes aiocache say it in milliseconds.
         await self._answered(self._cache.set(self._name(key), value, ttl=float(ttl_seconds)), _WRITE_SECONDS)
 
-    async def forget(self, pattern: str) -> None:
+    async def forget(self, pattern: str) -> int | None:
         """Drop everything under keys that match."""
-        await self._answered(self._forget(self._name(pattern)), _FORGET_SECONDS)
+        return await self._answered(self._forget(self._name(pattern)), _FORGET_SECONDS)
 
     async def claim(self, key: str, holder: str) -> bool:
         """Whether the holder has the claim; without a server to ask, everybody has."""
@@ -101,10 +101,11 @@ class RedisStore:
     def _name(self, key: str) -> str:
         return f"{self._prefix}:{key}"
 
-    async def _forget(self, pattern: str) -> None:
+    async def _forget(self, pattern: str) -> int:
         names = [name async for name in self._client.scan_iter(match=pattern, count=_SCAN_COUNT)]
         for start in range(0, len(names), _SCAN_COUNT):
             await self._client.unlink(*names[start : start + _SCAN_COUNT])
+        return len(names)
 
     async def _answered(self, asking: Awaitable[T], timeout_seconds: float) -> T | None:
         """What the server answers; None when it does not, or is not asked for it did not lately."""

@@ -22,8 +22,8 @@ class Store(Protocol):
     async def put(self, key: str, value: bytes, ttl_seconds: float) -> None:
         """Keep it for so long, if there is room."""
 
-    async def forget(self, pattern: str) -> None:
-        """Drop everything under keys that match a shell-style pattern."""
+    async def forget(self, pattern: str) -> int | None:
+        """Drop everything under keys that match a shell-style pattern, and say how much that was, if it is known."""
 
     async def claim(self, key: str, holder: str) -> bool:
         """Whether the holder is, for some seconds, the one worker of all that makes what belongs under a key.
@@ -55,9 +55,9 @@ class MemoryStore:
         """Keep it for so long."""
         await self._cache.set(key, value, ttl=ttl_seconds)
 
-    async def forget(self, pattern: str) -> None:
+    async def forget(self, pattern: str) -> int:
         """Drop everything under keys that match."""
-        self._cache.forget(pattern)
+        return self._cache.forget(pattern)
 
     async def claim(self, key: str, holder: str) -> bool:
         """Nobody else keeps anything here, so there is nobody to wait for."""

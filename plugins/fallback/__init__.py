@@ -60,11 +60,11 @@ class Fallback:
     name = "fallback"
     Config = FallbackConfig
     migrations = Path(__file__).parent / "migrations"
+    commands = ("targets",)
 
     def __init__(self, config: FallbackConfig, services: Services) -> None:
         self._config = config
         self._clock = services.clock
-        self._state_directory = services.state_directory
         self._health = Health(config.health)
         self._shared = SharedHealth(self._health, services.database, services.clock, services.log)
         self._chooser = Chooser(config, self._health, Random())  # noqa: S311 - jitter is no secret
@@ -81,7 +81,7 @@ class Fallback:
     @hookimpl
     def register_commands(self, cli: Commands) -> None:
         """Add `llmproxy targets`."""
-        cli.add_command(targets_command(self._state_directory))
+        cli.add_command(targets_command(cli.gateway))
 
     @hookimpl
     def startup(self, services: Services) -> None:

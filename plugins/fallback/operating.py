@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Final
-from urllib.error import HTTPError, URLError
-from urllib.request import Request as HTTPRequest
-from urllib.request import urlopen
 
 import click
 import orjson
 from pydantic import Field, ValidationError
 
-from llmproxy.api import Answer, BadRequest, Clock, Document, Pattern, Router, RouteRequest, Section, Unavailable
+from llmproxy.api import (
+    Answer,
+    BadRequest,
+    Clock,
+    Document,
+    Pattern,
+    Router,
+    RouteRequest,
+    RunningGateway,
+    Section,
+)
 from llmproxy_plugins.fallback.health import Health, TargetKey
 from llmproxy_plugins.fallback.sharing import SharedHealth
 
 PATH: Final = "/admin/v1/targets"
 _COLUMNS: Final = ("target", "credential", "state", "until", "reason")
-_TIMEOUT_SECONDS: Final = 10
 
 
 class ResetRequest(Section):
@@ -74,44 +79,28 @@ class TargetRoutes:
         }
 
 
-def targets_command(state_directory: Path) -> click.Command:
+def targets_command(gateway: RunningGateway) -> click.Command:
     """`llmproxy targets`, which asks a gateway that runs."""
 
     @click.command("targets")
-    @click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="Where the gateway serves.")
+    @click.option("--url", help="Where the gateway serves.  [default: as configured]")
     @click.option("--reset", metavar="PATTERN", help="Take the targets that match for well, as in 'openai/*'.")
     @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-    def command(url: str, reset: str | None, as_json: bool) -> None:  # noqa: FBT001 - click hands a flag over so
-        """Show which targets are well, which cool down, why and until when."""
-        key = os.environ.get("LLMPROXY_ADMIN_KEY") or _kept_key(state_directory)
-        if reset is not None:
-            _call(f"{url}{PATH}/reset", key, {"target": reset})
-        answer = _call(f"{url}{PATH}", key)
+    def command(url: str | None, reset: str | None, as_json: bool) -> None:  # noqa: FBT001 - click hands a flag over so
+        """Show which targets are well, which cool down, why and until when.
+
+        A target is known once it was asked for something. Ends with status 1 when none that is known is to be reset.
+        """
+        done = None if reset is None else gateway.ask("POST", f"{PATH}/reset", {"target": reset}, url=url)["reset"]
+        answer = gateway.ask("GET", PATH, url=url)
         click.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2) if as_json else "\n".join(_table(answer["data"])))
+        if done == []:
+            is_known = any(fnmatchcase(target["target"], str(reset)) for target in answer["data"])
+            found = "Nothing that matches '{}' cools down." if is_known else "No target that is known matches '{}'."
+            click.echo(found.format(reset), err=True)
+            sys.exit(0 if is_known else 1)
 
     return command
-
-
-def _kept_key(state_directory: Path) -> str:
-    try:
-        return (state_directory / "admin-key").read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Unavailable("There is no admin key here; set LLMPROXY_ADMIN_KEY.") from error
-
-
-def _call(url: str, key: str, document: Document | None = None) -> Document:
-    """What the gateway answers. Raises Unavailable when it does not, or not well."""
-    body = None if document is None else orjson.dumps(document)
-    fields = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    try:
-        request = HTTPRequest(url, body, fields)  # noqa: S310 - the operator's own address
-        with urlopen(request, timeout=_TIMEOUT_SECONDS) as response:  # noqa: S310 - likewise
-            answer: Document = orjson.loads(response.read())
-            return answer
-    except HTTPError as error:
-        raise Unavailable(f"The gateway at {url} answers with status {error.code}; is this its admin key?") from error
-    except (URLError, OSError, ValueError) as error:
-        raise Unavailable(f"No gateway answers at {url}; say with --url where it serves.") from error
 
 
 def _table(targets: list[Document]) -> Iterator[str]:

@@ -64,6 +64,8 @@ class Redaction:
 
     name = "redaction"
     Config = RedactionConfig
+    # Masked prompts look alike: whoever looks for repeated ones has to see them as they came.
+    after = ("runaway",)
 
     def __init__(self, config: RedactionConfig, services: Services) -> None:
         self._config = config

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from llmproxy.api import Pattern, Seconds, Section
+from llmproxy.api import Pattern, Seconds, Section, suggestion
 from llmproxy_plugins.redaction.detectors import PERSONAL, SOLID, Rule
 from llmproxy_plugins.redaction.libraries import compiled, literal
 from llmproxy_plugins.redaction.national_ids import BY_COUNTRY
@@ -143,10 +143,15 @@ class RedactionConfig(Section):
             if name in taken:
                 yield f"the name {name!r} is taken; call the detector something else"
             taken.add(name)
-        yield from (f"there is no detector {name!r}" for name in self.detectors if name not in BUILT_IN)
-        searching = {*BUILT_IN, *self.patterns, *self.dictionaries}
-        yield from (f"answers cannot be searched for {name!r}" for name in self.answers if name not in searching)
+        yield from _unknown("there is no detector", self.detectors, BUILT_IN)
+        yield from _unknown(
+            "answers cannot be searched for", self.answers, (*BUILT_IN, *self.patterns, *self.dictionaries)
+        )
         yield from (f"no numbers of a country {code!r} are known" for code in self.countries if code not in BY_COUNTRY)
         key = self.hash_key.get_secret_value() if self.hash_key else ""
         if "hash" in self.actions.values() and len(key) < _MIN_HASH_KEY_CHARACTERS:
             yield f"the action hash needs a hash_key of at least {_MIN_HASH_KEY_CHARACTERS} characters"
+
+
+def _unknown(sentence: str, names: Iterable[str], known: Collection[str]) -> Iterator[str]:
+    return (f"{sentence} {name!r}{suggestion([name], known)}" for name in names if name not in known)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmproxy.api import Pattern, Seconds, Section
+from llmproxy.api import ModelName, Pattern, Seconds, Section
 
 Strategy = Literal["weighted", "least_latency", "least_cost"]
 Sticky = Literal["none", "user", "session", "key"]
@@ -24,7 +24,7 @@ class MirrorRule(Section):
     """Which requests are sent elsewhere as well."""
 
     model: Pattern = Field(description="Pattern over the model that clients ask for.")
-    to: Pattern = Field(description="Where the copy goes: provider/model, or an alias.")
+    to: ModelName = Field(description="Where the copy goes: provider/model, or an alias.")
     share: float = Field(gt=0, le=1, description="How many of the requests are copied, 1 being all.")
 
 

@@ -66,6 +66,7 @@ class SemanticCache:
     # Whoever may refuse a request, or change it, has its say first; an exact hit is better and costs nothing.
     after = ("redaction", "guard", "rate_limits", "budgets", "caching")
     migrations = Path(__file__).parent / "migrations"
+    commands = ("semantic-cache",)
 
     def __init__(self, config: SemanticCacheConfig, services: Services) -> None:
         self._config = config
@@ -82,7 +83,7 @@ class SemanticCache:
     @hookimpl
     def register_commands(self, cli: Commands) -> None:
         """`llmproxy semantic-cache report` and `purge`."""
-        cli.add_command(semantic_cache_commands(self._services))
+        cli.add_command(semantic_cache_commands(cli.gateway))
 
     # The way in
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmproxy.api import Pattern, Seconds, Section
+from llmproxy.api import ModelName, Pattern, Seconds, Section
 
 Similarity = Annotated[float, Field(gt=0, le=1)]
 
@@ -16,7 +16,7 @@ Similarity = Annotated[float, Field(gt=0, le=1)]
 class ShadowConfig(Section):
     """How shadow mode tells whether a hit would have been right."""
 
-    judge: Pattern | None = Field(
+    judge: ModelName | None = Field(
         default=None, description="A model that is asked whether two answers say the same; null: none is."
     )
     same_answer: Similarity = Field(
@@ -31,7 +31,7 @@ class ShadowConfig(Section):
 class SemanticCacheConfig(Section):
     """Which questions are taken for the same, and for how long their answers are kept."""
 
-    embeddings: Pattern = Field(description="The embeddings model that questions are compared by.")
+    embeddings: ModelName = Field(description="The embeddings model that questions are compared by.")
     mode: Literal["shadow", "serve"] = Field(
         default="shadow", description="`shadow`: serve nothing, but note what would have been; `serve`."
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -15,15 +13,11 @@ from pydantic import Field, ValidationError, model_validator
 from llmproxy.api import (
     Answer,
     BadRequest,
-    ConfigError,
-    Document,
-    LLMProxyError,
     Log,
     Router,
     RouteRequest,
+    RunningGateway,
     Section,
-    Services,
-    UpstreamRequest,
 )
 from llmproxy_plugins.semantic_cache.config import SemanticCacheConfig
 from llmproxy_plugins.semantic_cache.report import report
@@ -34,7 +28,6 @@ _COLUMNS: Final = (
     *("model", "requests", "judged", "threshold", "hits", "wrong"),
     *("proposed_threshold", "proposed_hits", "proposed_wrong"),
 )
-_MAX_BODY_BYTES: Final = 16_777_216
 
 
 class PurgeRequest(Section):
@@ -88,15 +81,15 @@ class Operating:
             wanted = PurgeRequest.model_validate_json(request.body or b"{}")
         except ValidationError as error:
             raise BadRequest("A purge takes 'workspace' or 'model' or both, or 'all': true.") from error
-        await self._store.purge(wanted.workspace or "", wanted.model or "")
-        named = wanted.model_dump(exclude_defaults=True)
+        dropped = await self._store.purge(wanted.workspace or "", wanted.model or "")
+        named = {**wanted.model_dump(exclude_defaults=True), "dropped": dropped}
         self._log.info("semantic_cache_purged", **named)
         return _json({"object": "semantic_cache.purge", **named})
 
 
-def semantic_cache_commands(services: Services) -> click.Group:
+def semantic_cache_commands(gateway: RunningGateway) -> click.Group:
     """`llmproxy semantic-cache …`."""
-    address = click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="Where a gateway serves.")
+    address = click.option("--url", help="Where the gateway serves.  [default: as configured]")
 
     @click.group("semantic-cache")
     def group() -> None:
@@ -109,10 +102,10 @@ def semantic_cache_commands(services: Services) -> click.Group:
     )
     @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
     @address
-    def show(workspace: str, max_wrong: float, url: str, as_json: bool) -> None:  # noqa: FBT001 - click hands flags over so
+    def show(workspace: str, max_wrong: float, url: str | None, as_json: bool) -> None:  # noqa: FBT001 - click hands flags over so
         """Say what shadow mode would have served, how often wrongly, and propose thresholds."""
         query = urlencode({"workspace": workspace, "max_wrong_share": max_wrong})
-        answer = asyncio.run(_call(services, "GET", f"{url.rstrip('/')}{_PATH}/report?{query}"))
+        answer = gateway.ask("GET", f"{_PATH}/report?{query}", url=url)
         click.echo(orjson.dumps(answer["data"]) if as_json else "\n".join(_table(answer["data"])))
 
     @group.command("purge")
@@ -120,36 +113,14 @@ def semantic_cache_commands(services: Services) -> click.Group:
     @click.option("--model", help="What was asked of a model, by the name asked for.")
     @click.option("--all", "everything", is_flag=True, help="Everything.")
     @address
-    def purge(workspace: str | None, model: str | None, everything: bool, url: str) -> None:  # noqa: FBT001 - likewise
+    def purge(workspace: str | None, model: str | None, everything: bool, url: str | None) -> None:  # noqa: FBT001 - likewise
         """Drop kept answers."""
         named = {"workspace": workspace, "model": model, "all": everything or None}
         wanted = {name: value for name, value in named.items() if value is not None}
-        asyncio.run(_call(services, "POST", f"{url.rstrip('/')}{_PATH}/purge", wanted))
-        click.echo("Purged.")
+        dropped = gateway.ask("POST", f"{_PATH}/purge", wanted, url=url)["dropped"]
+        click.echo(f"Purged {dropped} answer{'' if dropped == 1 else 's'}." if dropped else "Nothing matched.")
 
     return group
-
-
-async def _call(services: Services, method: str, url: str, document: Document | None = None) -> Document:
-    key = os.environ.get("LLMPROXY_ADMIN_KEY") or _kept_key(services)
-    headers = (("authorization", f"Bearer {key}"), ("content-type", "application/json"))
-    body = b"" if document is None else orjson.dumps(document)
-    request = UpstreamRequest(method, url, headers, body)
-    status, _, answer = await services.http.request(request, max_body_bytes=_MAX_BODY_BYTES)
-    try:
-        told: Document = orjson.loads(answer)
-    except orjson.JSONDecodeError as error:
-        raise LLMProxyError(f"The gateway answered with {status}; is it one?") from error
-    if status != 200:
-        raise LLMProxyError(str((told.get("error") or {}).get("message") or f"The gateway answered with {status}."))
-    return told
-
-
-def _kept_key(services: Services) -> str:
-    try:
-        return (services.state_directory / "admin-key").read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("No admin key is at hand: set LLMPROXY_ADMIN_KEY, or name --state-dir.") from error
 
 
 def _table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:  # whatever columns a report has
@@ -157,7 +128,7 @@ def _table(lines: Sequence[dict[str, Any]]) -> Iterator[str]:  # whatever column
         yield "No trials yet: they are made in shadow mode."
         return
     cells = [
-        tuple(name.upper() for name in _COLUMNS),
+        tuple(name.replace("_", " ").upper() for name in _COLUMNS),
         *(tuple("-" if line[name] is None else str(line[name]) for name in _COLUMNS) for line in lines),
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

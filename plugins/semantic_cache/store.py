@@ -13,10 +13,14 @@ from llmproxy.api import Clock, Connection, Database
 from llmproxy_plugins.semantic_cache.questions import Question
 from llmproxy_plugins.semantic_cache.vectors import Vector
 
+# The vector is read from its text by a query of its own: once, and not for each entry that it is compared with.
 _NEAREST: Final = """
-SELECT body, provider, target, tokens, cost_usd, created_at, 1 - (embedding <=> $4::text::vector) AS similarity
-FROM semantic_cache_entries WHERE workspace = $1 AND scope = $2 AND expires_at > $3
-ORDER BY embedding <=> $4::text::vector LIMIT 1
+SELECT body, provider, target, tokens, cost_usd, created_at, 1 - distance AS similarity
+FROM (
+    SELECT *, embedding <=> (SELECT $4::text::vector) AS distance FROM semantic_cache_entries
+    WHERE workspace = $1 AND scope = $2 AND expires_at > $3
+) AS entry
+ORDER BY distance LIMIT 1
 """
 # Shared by all who keep, exclusive for a purge: what is kept meanwhile is either seen by it, or sees it.
 _LOCK_SHARED: Final = "SELECT pg_advisory_xact_lock_shared(hashtext('semantic_cache'))"
@@ -42,7 +46,10 @@ DELETE FROM semantic_cache_entries WHERE id IN (
 )
 """
 _PURGE_ENTRIES: Final = """
-DELETE FROM semantic_cache_entries WHERE $1::text IN ('', workspace) AND $2::text IN ('', model)
+WITH dropped AS (
+    DELETE FROM semantic_cache_entries WHERE $1::text IN ('', workspace) AND $2::text IN ('', model) RETURNING 1
+)
+SELECT count(*) AS dropped FROM dropped
 """
 _PURGE_LATER: Final = """
 INSERT INTO semantic_cache_purges (workspace, model, purged_at) VALUES ($1, $2, $3)
@@ -130,12 +137,13 @@ class Store:
             await connection.execute(_FORGET_EXPIRED, self._clock.now())
             await connection.execute(_FORGET_SURPLUS, workspace, max_entries)
 
-    async def purge(self, workspace: str, model: str) -> None:
-        """Forget the entries of a workspace and a model, empty for any, and what is on its way there."""
+    async def purge(self, workspace: str, model: str) -> int:
+        """Forget the entries of a workspace and a model, empty for any, and what is on its way there; say how many."""
         async with self._database.transaction() as connection:
             await connection.execute(_LOCK)
             await connection.execute(_PURGE_LATER, workspace, model, self._clock.now())
-            await connection.execute(_PURGE_ENTRIES, workspace, model)
+            row = await connection.fetch_row(_PURGE_ENTRIES, workspace, model)
+            return int(row["dropped"]) if row else 0
 
     async def note(self, workspace: str, trial: Trial, retention_days: int) -> None:
         """Keep a trial, and forget old ones."""
