@@ -128,11 +128,14 @@ class Ceiling:
         units = {"web_searches": searches} if searches else None
         tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
         possible = self._offers.possible(provider, self._target, self._at, tiers)
-        amounts = [each.ceiling_usd(input_tokens, output_tokens, units) for each in possible.prices]
-        known = [amount for amount in amounts if amount is not None]
-        if not possible.is_known or len(known) < len(amounts):
-            return WorstCase(input_tokens, output_tokens, None)
-        return WorstCase(input_tokens, output_tokens, max(known), possible.prices[0].source)
+        most_usd = None
+        for prices in possible.prices if possible.is_known else ():
+            amount_usd = prices.ceiling_usd(input_tokens, output_tokens, units)
+            if amount_usd is None:
+                return WorstCase(input_tokens, output_tokens, None)
+            most_usd = amount_usd if most_usd is None or amount_usd > most_usd else most_usd
+        source = None if most_usd is None else possible.prices[0].source
+        return WorstCase(input_tokens, output_tokens, most_usd, source)
 
 
 def was_served(attempt: Attempt) -> bool:

@@ -50,7 +50,7 @@ class Lease:
         is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
         room: What nobody had settled or held by then.
-        charge: The beginning of what records have of a charge to it, as JSON, up to the amounts.
+        charge: The beginning of what records have of a charge to it, as JSON, up to the amount.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Lease:
     def __init__(self, allowance: Allowance, holder: str) -> None:
         self.allowance = allowance
         charge = {"holder": holder, "allowance": allowance.name, "bucket": allowance.bucket.isoformat()}
-        self.charge = encode_json(charge)[:-1].decode()
+        self.charge = encode_json(charge)[:-1].decode() + ',"amount":"'
         self.is_recorded = allowance.share is not None
         self.free = self.settled = self.room = _ZERO
         self.holds = 0
@@ -135,6 +135,8 @@ class Leases:
         self._tasks = tasks
         self._holder = ""
         self._leases: dict[tuple[str, object], Lease] = {}
+        # Of each allowance, the lease of the bucket that began last.
+        self._latest: dict[str, Lease] = {}
         self._next = _Round()
         self._calling = False
         self._calls = 0
@@ -169,6 +171,7 @@ class Leases:
         lease = self._leases.get(key)
         if lease is None:
             lease = self._leases[key] = Lease(allowance, self._holder)
+            self._follow(lease)
             self._open(lease)
         elif lease.allowance is not allowance:
             self._adapt(lease, allowance)
@@ -221,9 +224,23 @@ class Leases:
             is_held = lease.holds > 0 and not (is_over and lease.allowance.share is None)
             if not is_held and not lease.free and (is_over or now - lease.used_at > 2 * IDLE_SECONDS):
                 del self._leases[key]
+                if self._latest.get(lease.allowance.name) is lease:
+                    del self._latest[lease.allowance.name]
         if self.has_called:
             self._next.is_heartbeat = True
             self._call_soon()
+
+    def _follow(self, lease: Lease) -> None:
+        """Have a new bucket's lease begin at the pace of the one before, and others have what that one did not need."""
+        before = self._latest.get(lease.allowance.name)
+        if before is not None and before.allowance.bucket > lease.allowance.bucket:
+            return
+        self._latest[lease.allowance.name] = lease
+        if before is None:
+            return
+        lease.extra, lease.asked_at = before.extra, before.asked_at
+        if before.free > 0:
+            self.give_back(before, before.free)
 
     def _open(self, lease: Lease) -> None:
         """What only counts asks for nothing, and would never be told to begin with what the ledger has."""

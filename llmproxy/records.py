@@ -79,8 +79,8 @@ def hold(exchange: Exchange, charges: Sequence[Fragment]) -> Document:
     Args:
         charges: What of which allowance is charged should nothing else ever be written.
     """
-    attempts = [_held(attempt) for attempt in exchange.attempts if attempt.reserved or attempt.usage]
-    return {"attempts": [attempt for attempt in attempts if attempt is not None], "charges": charges}
+    attempts = [held for attempt in exchange.attempts if (held := _held(attempt)) is not None]
+    return {"attempts": attempts, "charges": charges}
 
 
 def charged(target: Target | None, cost: Cost | None, usage: Usage | None) -> Document:
@@ -155,15 +155,16 @@ def _held(attempt: Attempt) -> Document | None:
         return charged(attempt.target, attempt.cost, attempt.usage) if attempt.usage else None
     if attempt.reserved is None:
         return None
+    input_tokens, output_tokens, amount_usd, price_source = attempt.reserved
     # What is not here is nothing: this is written for every attempt.
     return {
         **_target_columns(attempt.target),
-        "uncached_input_tokens": attempt.reserved.input_tokens,
-        "text_output_tokens": attempt.reserved.output_tokens,
+        "uncached_input_tokens": input_tokens,
+        "text_output_tokens": output_tokens,
         "usage_provenance": "assumed",
-        "cost_usd": None if attempt.reserved.amount_usd is None else f"{attempt.reserved.amount_usd:f}",
+        "cost_usd": None if amount_usd is None else f"{amount_usd:f}",
         "cost_provenance": "assumed",
-        "price_source": attempt.reserved.price_source,
+        "price_source": price_source,
     }
 
 

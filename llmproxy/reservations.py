@@ -78,8 +78,17 @@ class Reservation:
 
     def charges(self) -> list[Fragment]:
         """What it comes to, as records have it: JSON already, because it is written for every attempt."""
-        parts = zip(self.leases, self.amounts, self.backed, strict=True)
-        return [_charge(lease, amount, backed) for lease, amount, backed in parts if lease.is_recorded and amount]
+        charges, written = [], ""
+        known: Decimal | None = None
+        for lease, amount, backed in zip(self.leases, self.amounts, self.backed, strict=True):
+            if not lease.is_recorded or not amount:
+                continue
+            if amount is not known:
+                # Most budgets count dollars, and so have the same amount of it taken.
+                known, written = amount, f"{amount:f}"
+            leased = written if backed is amount or backed >= amount else f"{backed:f}"
+            charges.append(Fragment(f'{lease.charge}{written}","leased":"{leased}"}}'))
+        return charges
 
     def give_surplus(self) -> None:
         """Have what was settled as not needed reserved by others: only the journal's last word may go before this."""
@@ -110,9 +119,3 @@ def _backed(lease: Lease, amount: Decimal, returns: Mapping[Lease, Decimal]) -> 
     if amount <= lease.free:
         return amount
     return min(amount, max(lease.free + returns.get(lease, _ZERO), _ZERO))
-
-
-def _charge(lease: Lease, amount: Decimal, backed: Decimal) -> Fragment:
-    written = f"{amount:f}"
-    leased = written if backed >= amount else f"{backed:f}"
-    return Fragment(f'{lease.charge},"amount":"{written}","leased":"{leased}"}}')
