@@ -74,6 +74,16 @@ class Scopes:
         return {"workspace": workspace, **subject} if "user" in subject and "workspace" not in subject else subject
 
 
+def caller_key(exchange: Exchange, target: Target | None) -> tuple[str | tuple[str, ...] | None, ...]:
+    """All that scopes go by: requests with the same key are held to the same limits, and can share what was found."""
+    principal, attribution = exchange.principal, exchange.attribution
+    return (
+        *(principal.workspace, principal.key_id, principal.key_name),
+        *(attribution.feature, attribution.user, attribution.tags),
+        *((target.provider, target.model) if target else ()),
+    )
+
+
 def spoken_subject(subject: Mapping[Scope, str]) -> str:
     """A subject as a person would say it."""
     named = [f"{scope} '{name}'" if name else f"requests without a {scope}" for scope, name in subject.items()]

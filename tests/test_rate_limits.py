@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmproxy.api import Answer, Attempt, Exchange, Retry, Section, Services, UpstreamError, hookimpl
+from llmproxy.api import Answer, Attempt, Exchange, Principal, Retry, Section, Services, UpstreamError, hookimpl
 from llmproxy.testing import (
     ProxyResponse,
     StartProxy,
     configuration_table,
     fail,
     hang,
+    make_exchange,
     reply,
     stream,
     tokens,
@@ -24,6 +25,7 @@ from llmproxy.testing import (
 )
 from llmproxy_plugins.rate_limits import RateLimits
 from llmproxy_plugins.rate_limits.headers import duration
+from llmproxy_plugins.rate_limits.limits import Limits
 from llmproxy_plugins.rate_limits.settings import RateLimitsConfig
 
 
@@ -249,6 +251,14 @@ def test_mistakes_are_found_at_start(section: dict[str, Any], says: str) -> None
     """A limit that says nothing, or says it twice, is refused."""
     with pytest.raises(ValidationError, match=says):
         RateLimitsConfig.model_validate(limits(section))
+
+
+def test_a_key_that_is_renamed_is_held_to_the_limits_of_its_new_name() -> None:
+    """What was found for a key under one name does not hold for it under another."""
+    config = RateLimitsConfig.model_validate(limits({"scope": "key", "match": "batch", "requests": 1}))
+    found = Limits(config.limits)
+    named = {name: make_exchange(principal=Principal("default", "key_1", name)) for name in ("batch", "interactive")}
+    assert [len(found.of_request(exchange).counted) for exchange in named.values()] == [1, 0]
 
 
 @pytest.mark.parametrize(

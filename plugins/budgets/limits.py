@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, WorstCase, spoken_subject
+from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, WorstCase, caller_key, spoken_subject
 from llmproxy_plugins.budgets.settings import Limit, Mode, Unit, Window
 from llmproxy_plugins.budgets.windows import Span, Windows
 
@@ -133,11 +133,7 @@ class Limits:
 
     def plan(self, exchange: Exchange, attempt: Attempt) -> Plan:
         """The budgets that an attempt is held to; a request belongs to the window in which it was let in."""
-        principal, attribution, at = exchange.principal, exchange.attribution, exchange.admitted_at
-        key = (
-            *(principal.workspace, principal.key_id, attribution.feature, attribution.user, attribution.tags),
-            *(attempt.target.provider, attempt.target.model),
-        )
+        key, at = caller_key(exchange, attempt.target), exchange.admitted_at
         plan = self._plans.get(key)
         if plan is None or not plan.since <= at < plan.until:
             if len(self._plans) > _REMEMBERED_SUBJECTS:

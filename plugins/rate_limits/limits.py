@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from llmproxy.api import Allowance, Exchange, Scope, ScopeName, Scopes, Target, spoken_subject
+from llmproxy.api import Allowance, Exchange, Scope, ScopeName, Scopes, Target, caller_key, spoken_subject
 from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
 from llmproxy_plugins.rate_limits.windows import EPOCH, Window, window_of
@@ -141,11 +141,7 @@ class Limits:
         return self._plan(exchange, target, self._of_attempts)
 
     def _plan(self, exchange: Exchange, target: Target | None, groups: Sequence[Group]) -> Plan:
-        principal, attribution = exchange.principal, exchange.attribution
-        key = (
-            *(principal.workspace, principal.key_id, attribution.feature, attribution.user, attribution.tags),
-            *(exchange.request.is_stream, target and (target.provider, target.model)),
-        )
+        key = (caller_key(exchange, target), exchange.request.is_stream)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) > _REMEMBERED_SUBJECTS:
