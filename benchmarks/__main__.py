@@ -14,12 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import psutil
 import uvloop
 
 from benchmarks.gateway import Installation, installation
 from benchmarks.load import Load, Streams, WholeAnswers
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from benchmarks.report import (
     DIRECT,
     GATEWAY,
@@ -107,7 +106,7 @@ async def _starts(scale: Scale, subjects: dict[str, Starting], numbers: Iterator
 
 
 async def _rounds(scale: Scale, subjects: Sequence[Subject], numbers: Iterator[int]) -> None:
-    _pin(subjects)
+    pin_apart(subjects)
     for subject in subjects:
         await sample(subject, WholeAnswers(8, 0.5), numbers)
     for title, load, columns in scale.loads():
@@ -115,13 +114,6 @@ async def _rounds(scale: Scale, subjects: Sequence[Subject], numbers: Iterator[i
         for _, subject in itertools.product(range(scale.rounds), subjects):
             samples[subject.name].append(await sample(subject, load, numbers))
         print(f"### {title}\n\n{table(samples, columns)}\n", flush=True)
-
-
-def _pin(subjects: Sequence[Subject]) -> None:
-    pin(family(psutil.Process()), cores().others)
-    for subject in subjects:
-        pin(family(subject.database) if subject.database else (), cores().others)
-        pin([subject.worker] if subject.worker else (), cores().subject)
 
 
 @contextmanager

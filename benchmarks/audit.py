@@ -24,7 +24,7 @@ import uvloop
 
 from benchmarks.gateway import installation
 from benchmarks.load import WholeAnswers
-from benchmarks.processes import cores, cpu_seconds, family, pin, running
+from benchmarks.processes import cpu_seconds, pin_apart, running
 from benchmarks.report import Measure, database_microseconds, markdown, rate, worker_microseconds
 from benchmarks.subjects import Sample, Subject, sample
 from llmproxy.db import Postgres
@@ -86,10 +86,8 @@ async def _loaded(scale: Scale) -> Samples:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
         programs = {WITHOUT: "benchmarks.unchained", WITH: "llmproxy"}
         subjects = [stack.enter_context(_gateway(name, program, upstream_port)) for name, program in programs.items()]
-        pin(family(psutil.Process()), cores().others)
+        pin_apart(subjects)
         for subject in subjects:
-            pin([subject.worker] if subject.worker else (), cores().subject)
-            pin(family(subject.database) if subject.database else (), cores().others)
             await sample(subject, WholeAnswers(CLIENTS, 1), numbers)
         samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
         for number in range(scale.load_rounds):

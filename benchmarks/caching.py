@@ -13,12 +13,11 @@ from statistics import median, quantiles
 from typing import Final
 
 import orjson
-import psutil
 import uvloop
 
 from benchmarks.gateway import Gateway, installation
 from benchmarks.load import Seen, WholeAnswers
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from tests.caching import redis_server
 
 DIRECT: Final = "no proxy"
@@ -57,8 +56,9 @@ async def _measure(scale: Scale) -> None:
         redis = {**_ALWAYS, "backend": "redis", "url": stack.enter_context(redis_server()).url}
         ports = {DIRECT: upstream_port}
         sections = {PLAIN: None, MISSES: _NEVER_FRESH, MEMORY: _ALWAYS, REDIS: redis}
-        for name, section in sections.items():
-            ports[name] = _pinned(stack.enter_context(_gateway(upstream_port, section))).port
+        gateways = {name: stack.enter_context(_gateway(upstream_port, section)) for name, section in sections.items()}
+        pin_apart(gateways.values())
+        ports |= {name: gateway.port for name, gateway in gateways.items()}
         for clients in (1, 32):
             table = await _rounds(scale, ports, clients)
             print(f"### Clients: {clients}\n\n{table}\n", flush=True)
@@ -106,13 +106,6 @@ def _gateway(upstream_port: int, section: Mapping[str, object] | None) -> Iterat
         config.write_text(config.read_text().replace("plugins: []", f"plugins: {orjson.dumps(plugins).decode()}"))
         with installed.serving() as gateway:
             yield gateway
-
-
-def _pinned(gateway: Gateway) -> Gateway:
-    pin(family(psutil.Process()), cores().others)
-    pin(family(gateway.database), cores().others)
-    pin([gateway.worker], cores().subject)
-    return gateway
 
 
 if __name__ == "__main__":

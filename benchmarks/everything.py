@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-import psutil
 import uvloop
 
 from benchmarks.load import WholeAnswers
 from benchmarks.nginx import MISSING, PROGRAM, nginx
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from benchmarks.quotas import budgets, gateway
 from benchmarks.report import RELAY, Measure, database_microseconds, markdown, rate, wait, worker_microseconds
 from benchmarks.subjects import Sample, Subject, sample
@@ -75,10 +74,8 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
         subjects = [*_others(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
-        pin(family(psutil.Process()), cores().others)
+        pin_apart(subjects)
         for subject in subjects:
-            pin([subject.worker] if subject.worker else (), cores().subject)
-            pin(family(subject.database) if subject.database else (), cores().others)
             await sample(subject, WholeAnswers(8, 0.5), numbers)
         for clients in (64, 8, 1):
             samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}

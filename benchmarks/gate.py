@@ -12,12 +12,11 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Final
 
-import psutil
 import uvloop
 
 from benchmarks.everything import OFF, ON, gateways
 from benchmarks.load import Load, Streams, WholeAnswers
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from benchmarks.report import RELAY, markdown, worker_microseconds
 from benchmarks.subjects import Subject, sample
 
@@ -48,10 +47,8 @@ async def _gate() -> int:
         process, port = stack.enter_context(running("benchmarks.relay", f"http://127.0.0.1:{upstream_port}"))
         relay = Subject(RELAY, port, process)
         subjects = [relay, *gateways(stack, upstream_port, alone=False)]
-        pin(family(psutil.Process()), cores().others)
+        pin_apart(subjects)
         for subject in subjects:
-            pin([subject.worker] if subject.worker else (), cores().subject)
-            pin(family(subject.database) if subject.database else (), cores().others)
             await sample(subject, WholeAnswers(8, 0.5), numbers)
         suspects = set(MOST)
         for _ in range(_PASSES):

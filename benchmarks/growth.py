@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,12 @@ from time import perf_counter
 from typing import Final
 
 import aiohttp
-import psutil
 import uvloop
 
 from benchmarks.gateway import ADMIN_KEY, Gateway, Installation, installation
 from benchmarks.growth_rows import DAYS, Size, fill, window_sum
 from benchmarks.load import WholeAnswers
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from benchmarks.report import markdown
 from benchmarks.subjects import Subject, sample
 from benchmarks.traffic import Order
@@ -80,7 +79,7 @@ async def _measure(rows: int, rounds: int, seconds: float) -> None:
         grown = [await _grow(stack, name, size, upstream_port) for name, size in ((SMALL, small), (LARGE, large))]
         await _starts(grown, rounds)
         subjects = {each.name: stack.enter_context(each.installed.serving()) for each in grown}
-        _pin(subjects.values())
+        pin_apart(subjects.values())
         await _loads(grown, subjects, rounds, seconds)
         await _questions(grown, subjects, rounds)
 
@@ -169,13 +168,6 @@ async def _asked(session: aiohttp.ClientSession, url: str) -> float:
             answer.raise_for_status()
         took.append(perf_counter() - began)
     return min(took) * 1e3
-
-
-def _pin(gateways: Iterable[Gateway]) -> None:
-    pin(family(psutil.Process()), cores().others)
-    for gateway in gateways:
-        pin(family(gateway.database), cores().others)
-        pin([gateway.worker], cores().subject)
 
 
 def _print(title: str, figures: Figures) -> None:

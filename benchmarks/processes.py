@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import psutil
 
@@ -39,6 +39,27 @@ def pin(processes: Iterable[psutil.Process], to: set[int]) -> None:
         for thread in process.threads():
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(thread.id, to)
+
+
+class Measured(Protocol):
+    """Something that is measured: the process that answers and its database, as far as it has them."""
+
+    @property
+    def worker(self) -> psutil.Process | None:
+        """The process that answers."""
+
+    @property
+    def database(self) -> psutil.Process | None:
+        """Its database."""
+
+
+def pin_apart(measured: Iterable[Measured]) -> None:
+    """Give every worker the one core, by turns, and us with all that we have started the other."""
+    # Once all have been started: whatever we start is of our family, and moved with it.
+    pin(family(psutil.Process()), cores().others)
+    for each in measured:
+        pin(family(each.database) if each.database else (), cores().others)
+        pin([each.worker] if each.worker else (), cores().subject)
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:

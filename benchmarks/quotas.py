@@ -12,12 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-import psutil
 import uvloop
 
 from benchmarks.gateway import installation
 from benchmarks.load import Load, Streams, WholeAnswers
-from benchmarks.processes import cores, family, pin, running
+from benchmarks.processes import pin_apart, running
 from benchmarks.report import database_microseconds, rate, wait, worker_microseconds
 from benchmarks.subjects import Sample, Subject, sample
 
@@ -55,6 +54,7 @@ async def _measure(scale: Scale) -> None:
             stack.enter_context(gateway(name, upstream_port, plugins))
             for name, plugins in ((OFF, _NO_PLUGINS), (ON, f"plugins:\n{budgets()}"))
         ]
+        pin_apart(subjects)
         for subject in subjects:
             await sample(subject, WholeAnswers(8, 0.5), numbers)
         loads: Mapping[str, Load] = {
@@ -104,9 +104,6 @@ def gateway(name: str, upstream_port: int, plugins: str) -> Iterator[Subject]:
             config = directory / "config.yaml"
             config.write_text(config.read_text().replace(_NO_PLUGINS, plugins))
             with installed.serving() as served:
-                pin(family(psutil.Process()), cores().others)
-                pin(family(served.database), cores().others)
-                pin([served.worker], cores().subject)
                 yield Subject(name, served.port, served.worker, served)
 
 
