@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
+import pytest
+
 from llmproxy.config import Timeouts
 from llmproxy.http1.connection import Connection
 from llmproxy.http1.transport import HTTP1Transport
@@ -16,6 +18,14 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 HI = HEAD + b"Content-Length: 2\r\n\r\nhi"
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[HTTP1Transport]:
+    """The lean client."""
+    engine = HTTP1Transport()
+    yield engine
+    await engine.close()
 
 
 def timers(**seconds: float | None) -> Timeouts:

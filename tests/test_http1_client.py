@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -30,15 +29,6 @@ from llmproxy.testing import (
 )
 from llmproxy.upstream import send
 from tests.http1 import HEAD, HI, asking, connections, serving, timers, whole
-
-
-@pytest.fixture
-async def transport() -> AsyncIterator[HTTP1Transport]:
-    """The lean client."""
-    engine = HTTP1Transport()
-    yield engine
-    await engine.close()
-
 
 # Requests
 

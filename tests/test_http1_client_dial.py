@@ -27,14 +27,6 @@ NOT_VERIFIED = "The provider's TLS certificate could not be verified."
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[HTTP1Transport]:
-    """The lean client."""
-    engine = HTTP1Transport()
-    yield engine
-    await engine.close()
-
-
-@pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     """Somebody who signs certificates."""
     return Authority(tmp_path)

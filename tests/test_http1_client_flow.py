@@ -33,15 +33,6 @@ from llmproxy.testing import (
 from llmproxy.upstream import read_all, send
 from tests.http1 import HEAD, HI, asking, connections, serving, timers, whole
 
-
-@pytest.fixture
-async def transport() -> AsyncIterator[HTTP1Transport]:
-    """The lean client."""
-    engine = HTTP1Transport()
-    yield engine
-    await engine.close()
-
-
 # Pressure
 
 
