@@ -93,7 +93,7 @@ class Accounting:
 class Ceiling:
     """The most that one attempt can use and cost, asked by whoever reserves something: nothing is reckoned twice."""
 
-    __slots__ = ("_at", "_document", "_endpoints", "_found", "_input_tokens", "_offers", "_target")
+    __slots__ = ("_asked", "_at", "_document", "_endpoints", "_input_tokens", "_offers", "_target", "_worst_case")
 
     def __init__(self, offers: Offers, endpoints: Endpoints, target: Target, at: datetime) -> None:
         self._offers = offers
@@ -101,8 +101,8 @@ class Ceiling:
         self._target = target
         self._at = at
         self._document: Document | None = None
-        self._input_tokens = 0
-        self._found: dict[int, WorstCase] = {}
+        self._worst_case: WorstCase | None = None
+        self._input_tokens = self._asked = 0
 
     def __call__(self, request: Request, default_output_tokens: int) -> WorstCase:
         """The worst case of a request as it stands.
@@ -110,18 +110,21 @@ class Ceiling:
         Args:
             default_output_tokens: What an answer may have when neither the request nor the model sets a limit.
         """
-        document = request.document
-        provider = self._endpoints[self._target.provider, self._target.credential]
-        facts = self._offers.facts(provider, self._target.model)
+        document, known = request.document, self._worst_case
         if document is not self._document:
             # An edit makes a new document.
-            self._document, self._found = document, {}
+            self._document, known = document, None
+        elif known is not None and default_output_tokens == self._asked:
+            return known
+        provider = self._endpoints[self._target.provider, self._target.credential]
+        facts = self._offers.facts(provider, self._target.model)
+        if known is None:
             self._input_tokens = input_ceiling_tokens(request, facts.context_window_tokens)
         output_tokens = output_ceiling_tokens(request, facts.max_output_tokens, default_output_tokens)
-        worst = self._found.get(output_tokens)
-        if worst is None:
-            worst = self._found[output_tokens] = self._worst(provider, document, self._input_tokens, output_tokens)
-        return worst
+        if known is None or output_tokens != known.output_tokens:
+            known = self._worst(provider, document, self._input_tokens, output_tokens)
+        self._worst_case, self._asked = known, default_output_tokens
+        return known
 
     def _worst(self, provider: Provider, document: Document, input_tokens: int, output_tokens: int) -> WorstCase:
         searches = search_ceiling(document)

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple
 
 from llmproxy.allowances import Allowance
 from llmproxy.db import REJECTED
@@ -35,6 +35,7 @@ EXPIRY_SECONDS: Final = 86_400.0
 RETURN_SECONDS: Final = 0.2
 # Slices grow for a worker that asks more often than this, and shrink for one that asks more seldom than ten times that.
 BUSY_SECONDS: Final = 1.0
+_REMEMBERED: Final = 10_000
 _MOST_EXTRA: Final = 4096
 _LEAST_EXTRA: Final = 16
 _ZERO: Final = Decimal(0)
@@ -46,22 +47,23 @@ class Lease:
     Attributes:
         allowance: As it was last asked for; its cap may change.
         free: What may be used; nobody else can have it meanwhile.
+        is_capped: Whether there is an end to it; what only counts is never asked for.
         holds: How many reservations go back into it.
         is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
         room: What nobody had settled or held by then.
-        charge: The beginning of what records have of a charge to it, as JSON, up to the amount.
+        charge: What records call it, as JSON.
     """
 
     __slots__ = (
-        *("allowance", "asked_at", "charge", "extra", "free", "holds", "is_opened", "is_recorded"),
+        *("allowance", "asked_at", "charge", "extra", "free", "holds", "is_capped", "is_opened", "is_recorded"),
         *("is_waiting_worthwhile", "refused", "refused_until", "returned_at", "room", "settled", "used_at"),
     )
 
-    def __init__(self, allowance: Allowance, holder: str) -> None:
+    def __init__(self, allowance: Allowance) -> None:
         self.allowance = allowance
-        charge = {"holder": holder, "allowance": allowance.name, "bucket": allowance.bucket.isoformat()}
-        self.charge = encode_json(charge)[:-1].decode() + ',"amount":"'
+        self.charge = encode_json({"allowance": allowance.name, "bucket": allowance.bucket.isoformat()}).decode()
+        self.is_capped = allowance.cap is not None
         self.is_recorded = allowance.share is not None
         self.free = self.settled = self.room = _ZERO
         self.holds = 0
@@ -75,7 +77,7 @@ class Lease:
     @property
     def remaining(self) -> Decimal | None:
         """What this worker could still use, as far as it knows; None without a cap."""
-        return None if self.allowance.cap is None else self.room + self.free
+        return self.room + self.free if self.is_capped else None
 
     def is_refused(self, amount: Decimal, now: float) -> bool:
         """Whether asking for so much more is known to be in vain."""
@@ -120,6 +122,20 @@ class _Round:
         return self.wants.setdefault(lease, _Want(lease))
 
 
+class Together(NamedTuple):
+    """The leases of allowances that are wanted together, looked up once for all who want the same.
+
+    Attributes:
+        are_capped: Whether each of them is.
+        are_recorded: Whether any of them is.
+    """
+
+    allowances: Sequence[Allowance]
+    leases: Sequence[Lease]
+    are_capped: bool
+    are_recorded: bool
+
+
 class Leases:
     """The leases of one worker.
 
@@ -135,6 +151,8 @@ class Leases:
         self._tasks = tasks
         self._holder = ""
         self._leases: dict[tuple[str, object], Lease] = {}
+        # By the identity of the allowances, which are kept: plans hand in the same ones each time.
+        self._together: dict[int, Together] = {}
         # Of each allowance, the lease of the bucket that began last.
         self._latest: dict[str, Lease] = {}
         self._next = _Round()
@@ -156,30 +174,60 @@ class Leases:
         self._is_closed = True
 
     @property
+    def holder(self) -> str:
+        """Whose leases they are."""
+        return self._holder
+
+    @property
     def has_called(self) -> bool:
         """Whether Postgres may have anything under this holder's name."""
         return bool(self._calls or self._unanswered)
 
-    @property
-    def are_stale(self) -> bool:
+    def are_stale(self, now: float) -> bool:
         """Whether Postgres has not answered for so long that it may have written this worker off."""
-        return self._clock.monotonic() - self._answered_at > EXPIRY_SECONDS / 2
+        return now - self._answered_at > EXPIRY_SECONDS / 2
 
     def of(self, allowance: Allowance) -> Lease:
         """The lease of an allowance; new ones are empty."""
         key = (allowance.name, allowance.bucket)
         lease = self._leases.get(key)
         if lease is None:
-            lease = self._leases[key] = Lease(allowance, self._holder)
+            lease = self._leases[key] = Lease(allowance)
             self._follow(lease)
             self._open(lease)
         elif lease.allowance is not allowance:
             self._adapt(lease, allowance)
         return lease
 
-    def known(self, allowance: Allowance) -> Lease | None:
-        """The lease of an allowance, if there is one already."""
-        return self._leases.get((allowance.name, allowance.bucket))
+    def together(self, allowances: Sequence[Allowance]) -> Together:
+        """The leases of allowances, in their order. Raises ValueError when one stands there twice."""
+        found = self._together.get(id(allowances))
+        if found is None or found.allowances is not allowances:
+            leases = tuple(map(self.of, allowances))
+            if len(set(leases)) < len(leases):
+                raise ValueError("An allowance can be reserved once at a time.")
+            found = Together(
+                allowances,
+                leases,
+                are_capped=all(lease.is_capped for lease in leases),
+                are_recorded=any(lease.is_recorded for lease in leases),
+            )
+            # What can still change must not be known by who it is.
+            if isinstance(allowances, tuple):
+                self._remember(found)
+        return found
+
+    def _remember(self, found: Together) -> None:
+        if len(self._together) >= _REMEMBERED:
+            self._together.clear()
+        self._together[id(found.allowances)] = found
+
+    def known(self, allowances: Sequence[Allowance]) -> Sequence[Lease | None]:
+        """The leases of allowances, of those that have one already."""
+        found = self._together.get(id(allowances))
+        if found is not None and found.allowances is allowances:
+            return found.leases
+        return [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
 
     async def ask(self, lacks: Iterable[tuple[Lease, Decimal]]) -> None:
         """Have each lease grow by so much, if there is room; all that ask at the same time share a call.
@@ -224,6 +272,7 @@ class Leases:
             is_held = lease.holds > 0 and not (is_over and lease.allowance.share is None)
             if not is_held and not lease.free and (is_over or now - lease.used_at > 2 * IDLE_SECONDS):
                 del self._leases[key]
+                self._together.clear()
                 if self._latest.get(lease.allowance.name) is lease:
                     del self._latest[lease.allowance.name]
         if self.has_called:
@@ -244,7 +293,7 @@ class Leases:
 
     def _open(self, lease: Lease) -> None:
         """What only counts asks for nothing, and would never be told to begin with what the ledger has."""
-        if lease.allowance.cap is None and not lease.is_opened:
+        if not lease.is_capped and not lease.is_opened:
             self._next.want(lease)
             self._call_soon()
 
@@ -253,6 +302,9 @@ class Leases:
         before, lease.allowance = lease.allowance.cap, allowance
         if allowance.cap == before:
             return
+        # Who looked the lease up by the other allowance does it again, and has that one's cap hold.
+        self._together.clear()
+        lease.is_capped = allowance.cap is not None
         lease.refused = None
         if lease.free > 0 and (before is None or (allowance.cap is not None and allowance.cap < before)):
             self.give_back(lease, lease.free)

@@ -20,8 +20,8 @@ from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, H
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
 from llmproxy.journal import Journal
-from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases
-from llmproxy.reservations import Reservation
+from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases, Together
+from llmproxy.reservations import Reservation, has_room
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks
 
@@ -32,9 +32,6 @@ _PAUSES_SECONDS: Final = (0.05, 0.15)
 # Others may take what came with a call before the one that asked gets to it.
 _MOST_ASKED: Final = 8
 _ZERO: Final = Decimal(0)
-
-Want = tuple[Allowance, Decimal]
-
 
 _HELD: Final = StateKey[list[Reservation]]("quotas")
 
@@ -92,49 +89,50 @@ class Quotas:
     async def reserve(
         self,
         exchange: Exchange,
-        wants: Sequence[Want],
+        allowances: Sequence[Allowance],
+        amounts: Sequence[Decimal],
         *,
         attempt: Attempt | None = None,
         worst_case: WorstCase | None = None,
         fail_open: bool = False,
     ) -> Reservation:
-        """Reserve all that is wanted, or nothing; from what this worker has leased without asking anybody.
+        """Reserve so much of each, or nothing; from what this worker has leased without asking anybody.
 
         With an attempt, it stands in the journal before the attempt is made, and is charged should the worker die.
 
         Args:
+            allowances: As a tuple that is used again and again they are looked up once.
             worst_case: What the ledger charges for the attempt in that case.
             fail_open: Go on without a lease when the database cannot be reached.
 
         Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
         cannot be written.
         """
-        self._run()
-        pairs = [(self._leases.of(allowance), amount) for allowance, amount in wants]
-        if len(dict(pairs)) < len(pairs) or (attempt is None and any(want.share is not None for want, _ in wants)):
-            raise ValueError(
-                "An allowance can be reserved once at a time, and one of the ledger's for an attempt only."
-            )
-        returns = _returns(exchange) if attempt else {}
-        try:
-            # Looked at here first: hardly ever is there anything to wait for.
-            if self._lacks(pairs, returns):
-                await self._obtain(pairs, returns)
-        except StorageError:
-            if not fail_open:
-                raise
+        if not self._is_running:
+            self._run()
+        together = self._leases.together(allowances)
+        if attempt is None and together.are_recorded:
+            raise ValueError("An allowance of the ledger's can be reserved for an attempt only.")
+        returns = None
+        # Looked at here first: hardly ever is there anything to wait for.
+        if not has_room(together, amounts) or self._leases.are_stale(self._clock.monotonic()):
+            try:
+                await self._obtain(together, amounts, exchange if attempt else None)
+            except StorageError:
+                if not fail_open:
+                    raise
+            returns = _returns(exchange) if attempt else {}
         # No await from here on: what is there now is still there when it is taken.
-        if attempt is None:
-            reservation = Reservation(pairs, {})
-            reservation.take(self._clock.monotonic())
-            return reservation
-        attempt.reserved = worst_case
-        return self._hold(exchange, pairs, _returns(exchange))
+        reservation = Reservation(together, amounts, returns)
+        if attempt is not None:
+            attempt.reserved = worst_case
+            self._hold(exchange, reservation)
+        reservation.take(self._clock.monotonic())
+        return reservation
 
-    def remaining(self, allowance: Allowance) -> Decimal | None:
-        """What this worker could still use, as far as it knows; None when it does not know."""
-        lease = self._leases.known(allowance)
-        return lease.remaining if lease and lease.is_opened else None
+    def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
+        """What this worker could still use of each, as far as it knows; None when it does not know."""
+        return [lease.remaining if lease and lease.is_opened else None for lease in self._leases.known(allowances)]
 
     async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
         """What is settled of some allowances, by name and bucket. Raises StorageError."""
@@ -174,7 +172,7 @@ class Quotas:
     def charges(self, exchange: Exchange) -> Document:
         """What the exchange is charged, as a part of its record; nothing when it has reserved nothing."""
         held = exchange.state.get(_HELD)
-        return {"charges": _charges(held)} if held else {}
+        return {"charges": self._charges(held)} if held else {}
 
     def let_go(self, exchange: Exchange) -> None:
         """Have what the exchange did not need, once the journal knows what it did need."""
@@ -187,8 +185,14 @@ class Quotas:
 
     # Reserving
 
-    async def _obtain(self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]) -> None:
-        """Return when every lease has what is wanted. Raises AllowanceExhausted or StorageError."""
+    async def _obtain(self, together: Together, amounts: Sequence[Decimal], exchange: Exchange | None) -> None:
+        """Return when every lease has what is wanted. Raises AllowanceExhausted or StorageError.
+
+        Args:
+            exchange: Whose earlier attempts may have something to return.
+        """
+        pairs = list(zip(together.leases, amounts, strict=True))
+        returns = _returns(exchange) if exchange else {}
         pauses = iter(_PAUSES_SECONDS)
         asked = 0
         while lacks := self._lacks(pairs, returns):
@@ -210,42 +214,35 @@ class Quotas:
     def _lacks(
         self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]
     ) -> list[tuple[Lease, Decimal]]:
-        if self._leases.are_stale:
-            return [(lease, amount) for lease, amount in pairs if lease.allowance.cap is not None]
-        return [
-            (lease, amount - lease.free - returns.get(lease, _ZERO))
-            for lease, amount in pairs
-            if amount > lease.free
-            and lease.allowance.cap is not None
-            and (not returns or amount > lease.free + returns.get(lease, _ZERO))
-        ]
+        if self._leases.are_stale(self._clock.monotonic()):
+            return [(lease, amount) for lease, amount in pairs if lease.is_capped]
+        lacks = ((lease, amount - lease.free - returns.get(lease, _ZERO)) for lease, amount in pairs if lease.is_capped)
+        return [(lease, lacking) for lease, lacking in lacks if lacking > 0]
 
     def _refused(self, lacks: Sequence[tuple[Lease, Decimal]]) -> tuple[Lease, Decimal] | None:
         """Those of them that are known to be in vain, the first."""
         now = self._clock.monotonic()
         return next(((lease, amount) for lease, amount in lacks if lease.is_refused(amount, now)), None)
 
-    def _hold(
-        self, exchange: Exchange, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]
-    ) -> Reservation:
+    def _hold(self, exchange: Exchange, reservation: Reservation) -> None:
         """Reserve for an attempt: in the journal first, so that nothing has changed when that cannot be written."""
-        earlier = exchange.state.get(_HELD) or []
-        reservation = Reservation(pairs, returns)
-        self._journal.hold(exchange.id, records.hold(exchange, _charges([*earlier, reservation])))
-        for each in earlier:
+        held = [*(exchange.state.get(_HELD) or ()), reservation]
+        self._journal.hold(exchange.id, records.hold(exchange, self._charges(held)))
+        for each in held[:-1]:
             each.give_surplus()
-        reservation.take(self._clock.monotonic())
-        exchange.state[_HELD] = [*earlier, reservation]
-        return reservation
+        exchange.state[_HELD] = held
+
+    def _charges(self, held: Sequence[Reservation]) -> list[Fragment]:
+        holder = self._leases.holder
+        return [charge for each in held for charge in each.charges(holder)]
 
     # Keeping house
 
     def _run(self) -> None:
         """Begin to keep house, with the first reservation: who has no quotas pays nothing for them."""
-        if not self._is_running:
-            self._is_running = True
-            self._database.listen(CHANNEL, self._leases.give_way, lambda: None)
-            self._tasks.start("quota upkeep", self._keep_house())
+        self._is_running = True
+        self._database.listen(CHANNEL, self._leases.give_way, lambda: None)
+        self._tasks.start("quota upkeep", self._keep_house())
 
     async def _keep_house(self) -> None:
         purged_at = self._clock.monotonic()
@@ -277,10 +274,6 @@ class QuotaSettlement:
         charges = [charge for record in recorded for charge in record.get("charges", ())]
         if charges:
             await connection.execute(self._query, encode_json(charges).decode())
-
-
-def _charges(held: Sequence[Reservation]) -> list[Fragment]:
-    return [charge for each in held for charge in each.charges()]
 
 
 def _returns(exchange: Exchange) -> dict[Lease, Decimal]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
 from orjson import Fragment
 
-from llmproxy.leases import Lease
+from llmproxy.leases import Lease, Together
 
 _ZERO: Final = Decimal(0)
 
@@ -27,16 +27,22 @@ class Reservation:
 
     __slots__ = ("amounts", "backed", "is_settled", "leases")
 
-    def __init__(self, wants: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]) -> None:
+    def __init__(
+        self, together: Together, amounts: Sequence[Decimal], returns: Mapping[Lease, Decimal] | None = None
+    ) -> None:
         """So much of each, as far as it is free backed by the lease; nothing is taken yet.
 
         Args:
-            returns: What becomes free before it is taken.
+            returns: What becomes free before it is taken; None where there is room for all as it is.
         """
-        self.leases: Final = [lease for lease, _ in wants]
-        self.amounts = [amount for _, amount in wants]
-        self.backed = [_backed(lease, amount, returns) for lease, amount in wants]
+        self.leases: Final = together.leases
+        self.amounts = amounts
         self.is_settled = False
+        if returns is None and together.are_capped:
+            self.backed = list(amounts)
+        else:
+            pairs = zip(self.leases, amounts, strict=True)
+            self.backed = [_backed(lease, amount, returns or {}) for lease, amount in pairs]
 
     def take(self, now: float) -> None:
         """Have nobody else use it."""
@@ -53,11 +59,11 @@ class Reservation:
         if self.is_settled:
             return
         self.is_settled = True
-        for number, (lease, amount) in enumerate(zip(self.leases, amounts, strict=True)):
-            self.amounts[number] = amount
-            if amount > self.backed[number] and lease.free > 0 and lease.allowance.cap is not None:
+        self.amounts = amounts
+        for number, (lease, amount, backed) in enumerate(zip(self.leases, amounts, self.backed, strict=True)):
+            if amount > backed and lease.free > 0 and lease.is_capped:
                 # More than is backed takes what is free.
-                lacking = min(amount - self.backed[number], lease.free)
+                lacking = min(amount - backed, lease.free)
                 lease.free -= lacking
                 self.backed[number] += lacking
             if not lease.is_recorded:
@@ -68,7 +74,7 @@ class Reservation:
         """Whether more was used than there was room for."""
         # Hardly ever: nothing is looked at closely as long as nothing is short.
         short = [n for n, backed in enumerate(self.backed) if self.amounts[n] > backed]
-        return any(self.leases[number].allowance.cap is not None for number in short)
+        return any(self.leases[number].is_capped for number in short)
 
     @property
     def surplus(self) -> list[tuple[Lease, Decimal]]:
@@ -76,19 +82,24 @@ class Reservation:
         parts = zip(self.leases, self.amounts, self.backed, strict=True)
         return [(lease, backed - amount) for lease, amount, backed in parts if backed > amount]
 
-    def charges(self) -> list[Fragment]:
-        """What it comes to, as records have it: JSON already, because it is written for every attempt."""
-        charges, written = [], ""
-        known: Decimal | None = None
+    def charges(self, holder: str) -> Iterator[Fragment]:
+        """What it comes to, as records have it: JSON already, because it is written for every attempt.
+
+        Neighbours of which the same is used, as it is of all budgets in dollars, are one charge.
+        """
+        of: list[str] = []
+        known: tuple[Decimal, Decimal] | None = None
         for lease, amount, backed in zip(self.leases, self.amounts, self.backed, strict=True):
             if not lease.is_recorded or not amount:
                 continue
-            if amount is not known:
-                # Most budgets count dollars, and so have the same amount of it taken.
-                known, written = amount, f"{amount:f}"
-            leased = written if backed is amount or backed >= amount else f"{backed:f}"
-            charges.append(Fragment(f'{lease.charge}{written}","leased":"{leased}"}}'))
-        return charges
+            charged = (amount, min(amount, backed))
+            if known is not None and charged != known:
+                yield _charge(holder, of, *known)
+                of = []
+            known = charged
+            of.append(lease.charge)
+        if known is not None:
+            yield _charge(holder, of, *known)
 
     def give_surplus(self) -> None:
         """Have what was settled as not needed reserved by others: only the journal's last word may go before this."""
@@ -113,8 +124,20 @@ class Reservation:
             self.backed[number] = amount
 
 
+def has_room(together: Together, amounts: Sequence[Decimal]) -> bool:
+    """Whether all of it is free."""
+    for lease, amount in zip(together.leases, amounts, strict=True):
+        if amount > lease.free and lease.is_capped:
+            return False
+    return True
+
+
+def _charge(holder: str, of: Sequence[str], amount: Decimal, leased: Decimal) -> Fragment:
+    return Fragment(f'{{"holder":"{holder}","of":[{",".join(of)}],"amount":"{amount:f}","leased":"{leased:f}"}}')
+
+
 def _backed(lease: Lease, amount: Decimal, returns: Mapping[Lease, Decimal]) -> Decimal:
-    if lease.allowance.cap is None:
+    if not lease.is_capped:
         return _ZERO
     if amount <= lease.free:
         return amount

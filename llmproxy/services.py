@@ -232,18 +232,20 @@ class Quotas(Protocol):
     async def reserve(
         self,
         exchange: Exchange,
-        wants: Sequence[tuple[Allowance, Decimal]],
+        allowances: Sequence[Allowance],
+        amounts: Sequence[Decimal],
         *,
         attempt: Attempt | None = None,
         worst_case: WorstCase | None = None,
         fail_open: bool = False,
     ) -> Reservation:
-        """Reserve all that is wanted, or nothing; from what this worker has leased without asking anybody.
+        """Reserve so much of each, or nothing; from what this worker has leased without asking anybody.
 
         With an attempt, it stands in the journal before the attempt is made, and is charged should the worker die. An
         allowance that has a share of the ledger can be reserved for attempts only.
 
         Args:
+            allowances: As a tuple that is used again and again they are looked up once.
             worst_case: What the ledger charges for the attempt in that case.
             fail_open: Go on without a lease when the database cannot be reached.
 
@@ -257,8 +259,8 @@ class Quotas(Protocol):
         What is let in meanwhile, and dies without a reservation, is known not to have been sent, and charged nothing.
         """
 
-    def remaining(self, allowance: Allowance) -> Decimal | None:
-        """What this worker could still use, as far as it knows; None when it does not know."""
+    def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
+        """What this worker could still use of each, as far as it knows; None when it does not know."""
 
     async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
         """What is settled of some allowances, by name and bucket. Raises StorageError."""

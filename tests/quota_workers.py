@@ -130,7 +130,8 @@ class Worker:
         number = len(exchange.attempts) + 1
         attempt = Attempt(number, exchange.targets[0], exchange.request, DAY, 0.0)
         exchange.attempts.append(attempt)
-        return await self.quotas.reserve(exchange, wants, attempt=attempt, fail_open=fail_open)
+        allowances, amounts = [allowance for allowance, _ in wants], [amount for _, amount in wants]
+        return await self.quotas.reserve(exchange, allowances, amounts, attempt=attempt, fail_open=fail_open)
 
     def end(self, exchange: Exchange) -> None:
         """Write the exchange's record."""

@@ -362,7 +362,7 @@ async def reserve_once_given_back(worker: Worker, limit: Allowance, amount: Deci
     async with asyncio.timeout(10):
         while True:
             with suppress(AllowanceExhausted):
-                await worker.quotas.reserve(make_exchange(), [(limit, amount)])
+                await worker.quotas.reserve(make_exchange(), [limit], [amount])
                 return
             await asyncio.sleep(0.05)
 
@@ -372,14 +372,14 @@ async def test_what_has_no_ledger_is_used_up_once_leased(make_worker: MakeWorker
     worker, other = await make_worker(), await make_worker()
     minute = replace(allowance("rate", 10), share=None)
     exchange = make_exchange()
-    reservation = await worker.quotas.reserve(exchange, [(minute, Decimal(8))])
+    reservation = await worker.quotas.reserve(exchange, [minute], [Decimal(8)])
     assert (await settled(watched, "rate"), await leased(watched, "rate")) == (Decimal(8), Decimal(0))
     reservation.settle([Decimal(2)])
     await wait_until(lambda: worker.database._listener._subscriptions != [])
     await reserve_once_given_back(other, minute, Decimal(8))
     await worker.crash()
     with pytest.raises(AllowanceExhausted):
-        await other.quotas.reserve(make_exchange(), [(minute, ONE)])
+        await other.quotas.reserve(make_exchange(), [minute], [ONE])
     assert await settled(watched, "rate") == 10
 
 

@@ -23,7 +23,7 @@ from llmproxy.api import (
 )
 from llmproxy_plugins.budgets.alerts import Watch
 from llmproxy_plugins.budgets.cutting import CutStream
-from llmproxy_plugins.budgets.limits import Applied, Limits, Plan, reserved_for, used_by
+from llmproxy_plugins.budgets.limits import Applied, Limits, Plan
 from llmproxy_plugins.budgets.operators import Operators
 from llmproxy_plugins.budgets.settings import BudgetsConfig, zone
 
@@ -89,11 +89,11 @@ class Budgets:
             self.watch.meet(each)
         if plan.throttled and attempt.number == 1:
             await self._throttle(exchange, plan)
-        amounts = [reserved_for(worst, unit) for unit in plan.units]
         try:
             reservation = await self.services.quotas.reserve(
                 exchange,
-                list(zip(plan.allowances, amounts, strict=True)),
+                plan.allowances,
+                plan.amounts(worst.amount_usd, worst),
                 attempt=attempt,
                 worst_case=worst,
                 fail_open=self.config.fail == "open",
@@ -121,7 +121,7 @@ class Budgets:
         held = _held(exchange, attempt)
         if held is None:
             return
-        held.reservation.settle([used_by(attempt, unit) for unit in held.plan.units])
+        held.reservation.settle(held.plan.used(attempt))
         if held.reservation.has_overrun:
             exchange.decide(self.name, "charged more than was reserved", "the answer was larger than could be foreseen")
             self.services.log.warning("budget_overrun", request_id=exchange.id, model=attempt.target.name)
@@ -132,7 +132,7 @@ class Budgets:
         for attempt in reversed(exchange.attempts):
             if (held := _held(exchange, attempt)) is not None:
                 # What was not needed is about to go back.
-                surplus = max(held.amount_usd - used_by(attempt, "usd"), _ZERO) if attempt.is_over else _ZERO
+                surplus = max(held.amount_usd - _spent_usd(attempt), _ZERO) if attempt.is_over else _ZERO
                 return self._say_what_is_left(exchange, held.plan, surplus)
         return None
 
@@ -173,8 +173,7 @@ class Budgets:
         )
 
     def _say_what_is_left(self, exchange: Exchange, plan: Plan, surplus: Decimal) -> None:
-        remaining = map(self.services.quotas.remaining, plan.hard_usd)
-        left = [amount for amount in remaining if amount is not None]
+        left = [amount for amount in self.services.quotas.remaining(plan.hard_usd) if amount is not None]
         over = [each.budget.subject for each in plan.soft if self.watch.used_share(each) >= 1]
         if left:
             exchange.response_headers.append((REMAINING, f"{max(min(left) + surplus, _ZERO).normalize():f}"))
@@ -189,6 +188,10 @@ def _unpriced(attempt: Attempt) -> Refused:
         code="model_unpriced",
         param="model",
     )
+
+
+def _spent_usd(attempt: Attempt) -> Decimal:
+    return (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
 
 
 def _held(exchange: Exchange, attempt: Attempt) -> Held | None:

@@ -10,7 +10,18 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, WorstCase, caller_key, spoken_subject
+from llmproxy.api import (
+    Allowance,
+    Attempt,
+    Exchange,
+    Scope,
+    ScopeName,
+    Scopes,
+    Usage,
+    WorstCase,
+    caller_key,
+    spoken_subject,
+)
 from llmproxy_plugins.budgets.settings import Limit, Mode, Unit, Window
 from llmproxy_plugins.budgets.windows import Span, Windows
 
@@ -65,15 +76,32 @@ class Plan:
         self.since: Final = since
         self.until: Final = until
         self.units: Final = tuple(each.budget.limit.unit for each in applied)
+        self._are_usd = set(self.units) == {"usd"}
         self.allowances: Final = tuple(each.allowance for each in applied)
-        self.hard_usd: Final = [
+        hard_usd = tuple(
             each.allowance for each in applied if (each.budget.limit.unit, each.budget.limit.mode) == ("usd", "hard")
-        ]
+        )
+        # The same tuple where it is all of them: its leases are looked up once.
+        self.hard_usd: Final = self.allowances if hard_usd == self.allowances else hard_usd
         self.soft: Final = [each for each in applied if each.budget.limit.mode == "soft"]
         self.throttled: Final = [each for each in applied if each.budget.limit.mode == "throttle"]
         self.watched: Final = [
             each for each in applied if each.budget.limit.alert_at or each.budget.limit.mode != "hard"
         ]
+
+    def amounts(self, amount_usd: Decimal | None, tokens: Usage | WorstCase) -> Sequence[Decimal]:
+        """What an attempt that costs so much takes of each allowance."""
+        usd = amount_usd or _ZERO
+        if self._are_usd:
+            return (usd,) * len(self.units)
+        taken: dict[Unit, Decimal] = {"usd": usd, "tokens": Decimal(tokens.total_tokens), "requests": _ONE}
+        return [taken[unit] for unit in self.units]
+
+    def used(self, attempt: Attempt) -> Sequence[Decimal]:
+        """What an attempt has used of each allowance: what its row in the ledger says, and nothing without one."""
+        if attempt.usage is None:
+            return (_ZERO,) * len(self.units)
+        return self.amounts(attempt.cost.amount_usd if attempt.cost else None, attempt.usage)
 
 
 class Kind(NamedTuple):
@@ -186,22 +214,6 @@ class Limits:
         names = tuple((subject.get(scope, ""), "") for scope in group.kind.scope)
         budget = group.budget(subject.get("workspace", ""), names)
         return (group, budget) if budget is not None and budget.name == name else None
-
-
-def reserved_for(worst: WorstCase, unit: Unit) -> Decimal:
-    """What an attempt reserves of a unit."""
-    if unit == "usd":
-        return worst.amount_usd or _ZERO
-    return Decimal(worst.total_tokens) if unit == "tokens" else _ONE
-
-
-def used_by(attempt: Attempt, unit: Unit) -> Decimal:
-    """What an attempt has used of a unit: what its row in the ledger says, and nothing where it has none."""
-    if attempt.usage is None:
-        return _ZERO
-    if unit == "usd":
-        return (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
-    return Decimal(attempt.usage.total_tokens) if unit == "tokens" else _ONE
 
 
 def kind_of(limit: Limit) -> Kind:

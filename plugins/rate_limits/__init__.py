@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -103,7 +103,7 @@ class RateLimits:
         plan = self.limits.of_request(exchange)
         if plan.counted or plan.slots:
             held = exchange.state[HELD] = Held()
-            held.request = await self._take(exchange, held, plan, [_ONE] * len(plan.counted))
+            held.request = await self._take(exchange, held, plan, plan.ones)
 
     @hookimpl
     async def pre_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
@@ -128,23 +128,23 @@ class RateLimits:
         used = [_used(unit, attempt) for unit in hold.plan.units]
         # What is beyond the estimate has its turn in on_complete, in whichever window that is.
         hold.settle(list(map(min, hold.amounts, used)))
-        for (rule, window), amount, actual in zip(hold.plan.counted, hold.amounts, used, strict=True):
+        for counted, amount, actual in zip(hold.plan.counted, hold.amounts, used, strict=True):
             if actual > amount:
-                held.overrun.append((rule, window, actual - amount))
+                held.overrun.append((*counted, actual - amount))
 
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Tell the client of its own limits, in place of the gateway's at the provider."""
         held = exchange.state.get(HELD)
         if held is None:
-            return None
+            return
         now = self.services.clock.now()
         if held.refused is not None:
-            return say(exchange, self._standings([held.refused], now), now)
-        last = held.attempts[max(held.attempts)] if held.attempts else None
-        return say(
-            exchange, self._standings([hold.plan for hold in (held.request, last) if hold is not None], now), now
-        )
+            plans = [held.refused]
+        else:
+            last = held.attempts[max(held.attempts)] if held.attempts else None
+            plans = [hold.plan for hold in (held.request, last) if hold is not None]
+        say(exchange, self._tightest(plans, now), now)
 
     @hookimpl
     def on_complete(self, exchange: Exchange) -> None:
@@ -156,7 +156,7 @@ class RateLimits:
             self.slots.release(held.request.plan.slots)
             # Refused by one limit, it has taken nothing of any other; what went to a provider has been used.
             is_used = held.refused is None or any(attempt.is_sent for attempt in exchange.attempts)
-            held.request.settle(held.request.amounts if is_used else [_ZERO] * len(held.request.amounts))
+            held.request.settle(held.request.amounts if is_used else held.request.plan.zeros)
         if held.overrun:
             self.services.tasks.start("rate limit overrun", self._charge(exchange, held.overrun))
 
@@ -169,9 +169,11 @@ class RateLimits:
         hold = Hold(plan, amounts)
         if not plan.counted:
             return hold
-        wants = list(zip(plan.allowances(self.services.clock.now()), amounts, strict=True))
+        allowances = plan.allowances(self.services.clock.now())
         try:
-            hold.reservation = await self.services.quotas.reserve(exchange, wants, fail_open=self.fail_open)
+            hold.reservation = await self.services.quotas.reserve(
+                exchange, allowances, amounts, fail_open=self.fail_open
+            )
         except BaseException as error:
             self.slots.release(plan.slots)
             if isinstance(error, AllowanceExhausted):
@@ -205,7 +207,7 @@ class RateLimits:
 
     def _estimate(self, attempt: Attempt, plan: Plan) -> Sequence[Decimal]:
         if not plan.counts_tokens:
-            return [_ONE] * len(plan.units)
+            return plan.ones
         worst = attempt.worst_case(self.config.assumed_output_tokens)
         # The worst case counts every byte of text as a token, and knows what images take; here it is what is likely.
         likely = max(1, min(worst.input_tokens, attempt.request.size_bytes // _BYTES_PER_TOKEN))
@@ -216,23 +218,30 @@ class RateLimits:
     async def _charge(self, exchange: Exchange, overrun: Sequence[tuple[Rule, Window, Decimal]]) -> None:
         for rule, window, amount in overrun:
             allowance = self.limits.allowance(rule, window, self.services.clock.now())
-            room = self.services.quotas.remaining(allowance)
+            [room] = self.services.quotas.remaining([allowance])
             wanted = amount if room is None else min(amount, room)
             if wanted <= 0:
                 continue
             try:
-                reservation = await self.services.quotas.reserve(exchange, [(allowance, wanted)])
+                reservation = await self.services.quotas.reserve(exchange, [allowance], [wanted])
                 reservation.settle([wanted])
             except (AllowanceExhausted, StorageError):
                 self.services.log.warning("rate_limit_overrun_not_counted", request_id=exchange.id, limit=rule.name)
 
-    def _standings(self, plans: Sequence[Plan], now: datetime) -> Iterator[Standing]:
+    def _tightest(self, plans: Sequence[Plan], now: datetime) -> Mapping[str, Standing]:
+        """How the tightest limit stands of each unit that there is in the clients' words."""
+        tightest: dict[str, Standing] = {}
         for plan in plans:
-            for (rule, window), allowance in zip(plan.counted, plan.allowances(now), strict=True):
-                remaining = self.services.quotas.remaining(allowance)
-                left = allowance.cap or _ZERO if remaining is None else remaining
+            allowances = plan.allowances(now)
+            remaining = self.services.quotas.remaining(allowances)
+            for (rule, window), allowance, amount in zip(plan.counted, allowances, remaining, strict=True):
+                left = 1.0 if amount is None else float(amount) / rule.cap
                 unit = "requests" if rule.unit == "requests" else "tokens"
-                yield Standing(unit, rule.most, window, left, float(left) / rule.cap)
+                known = tightest.get(unit)
+                if known is None or left < known.left:
+                    rest = allowance.cap or _ZERO if amount is None else amount
+                    tightest[unit] = Standing(rule.most, window, allowance, rest, left)
+        return tightest
 
 
 def _refused(rule: Rule, refusal: RateLimited) -> LLMProxyError:

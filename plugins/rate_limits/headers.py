@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from datetime import datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from llmproxy.api import Exchange, Headers
+from llmproxy.api import Allowance, Exchange, Headers
 from llmproxy_plugins.rate_limits.windows import Window
 
 # The limit, what is left of it, and when all of it is there again.
@@ -22,29 +23,24 @@ class Standing(NamedTuple):
     """How a limit stands.
 
     Attributes:
-        unit: `requests` or `tokens`, which is all there is in OpenAI's words.
         limit: What the configuration says.
-        left: Which share of what may be used is left.
+        allowance: What may be used in the window that it is now.
+        left: Which share of that is left.
     """
 
-    unit: str
     limit: int
     window: Window
+    allowance: Allowance
     remaining: Decimal
     left: float
 
 
-def say(exchange: Exchange, standings: Iterable[Standing], now: datetime) -> None:
-    """Have the answer's head tell of the tightest limit of each unit, and of none of the provider's."""
-    tightest: dict[str, Standing] = {}
-    for standing in standings:
-        known = tightest.get(standing.unit)
-        if known is None or standing.left < known.left:
-            tightest[standing.unit] = standing
-    for unit, (_, limit, window, remaining, _) in tightest.items():
+def say(exchange: Exchange, tightest: Mapping[str, Standing], now: datetime) -> None:
+    """Have the answer's head tell of these limits, by `requests` and `tokens`, and of none of the provider's."""
+    for unit, (limit, window, allowance, remaining, _) in tightest.items():
         names = NAMES[unit]
         left = str(int(remaining)) if remaining > 0 else "0"
-        reset = duration(window.reset_seconds(now))
+        reset = duration(window.reset_seconds(now, allowance.until))
         exchange.response_headers += zip(names, (str(limit), left, reset), strict=True)
     if exchange.answer is not None:
         exchange.answer.headers = _without(tightest, exchange.answer.headers)
@@ -53,6 +49,8 @@ def say(exchange: Exchange, standings: Iterable[Standing], now: datetime) -> Non
             attempt.headers = _without(tightest, attempt.headers)
 
 
+# What slides is always there again after the same time.
+@lru_cache(maxsize=1024)
 def duration(seconds: float) -> str:
     """A span of time as OpenAI writes it: `20ms`, `12.5s`, `6m0s`, `1h0m0s`."""
     milliseconds = max(round(seconds * 1000), 0)
@@ -66,6 +64,7 @@ def duration(seconds: float) -> str:
 
 def _without(units: Container[str], headers: Headers) -> Headers:
     """A provider's headers without those that the gateway says itself."""
-    if not any(name in _UNITS for name, _ in headers):
-        return headers
-    return [each for each in headers if _UNITS.get(each[0]) not in units]
+    for name, _ in headers:
+        if name in _UNITS:
+            return [each for each in headers if _UNITS.get(each[0]) not in units]
+    return headers

@@ -27,6 +27,8 @@ _THINGS: Final[Mapping[Unit, str]] = {
     "concurrent_streams": "streams",
 }
 _REMEMBERED_SUBJECTS: Final = 10_000
+_ONE: Final = Decimal(1)
+_ZERO: Final = Decimal(0)
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _END: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -60,15 +62,18 @@ class Plan:
     Attributes:
         slots: What is counted at the same time.
         counted: What is counted in a window.
+        ones: What one request takes of each.
     """
 
     def __init__(self, rules: Sequence[Rule], allowance: Callable[[Rule, Window, datetime], Allowance]) -> None:
         self.slots: Final = tuple(rule for rule in rules if rule.window is None)
         self.counted: Final = tuple((rule, rule.window) for rule in rules if rule.window is not None)
         self.units: Final = tuple(rule.unit for rule, _ in self.counted)
+        self.ones: Final = (_ONE,) * len(self.counted)
+        self.zeros: Final = (_ZERO,) * len(self.counted)
         self.counts_tokens: Final = any(unit in TOKENS for unit in self.units)
         self._allowance = allowance
-        self._known: Sequence[Allowance] = ()
+        self._known: tuple[Allowance, ...] = ()
         self._since = self._until = EPOCH
 
     def allowances(self, now: datetime) -> Sequence[Allowance]:

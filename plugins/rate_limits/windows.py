@@ -72,11 +72,15 @@ class Window:
             return Span(bucket, bucket, bucket + self.length, None)
         return Span(bucket, bucket - -(-self.length // pace) * pace, None, pace)
 
-    def reset_seconds(self, moment: datetime) -> float:
-        """When nothing that is used by now counts any more."""
+    def reset_seconds(self, moment: datetime, until: datetime | None = None) -> float:
+        """When nothing that is used by now counts any more.
+
+        Args:
+            until: When the window that the moment is in ends, where that is known.
+        """
         if self.step is not None:
             return self.span_seconds
-        return (self.at(moment).bucket + self.length - moment).total_seconds()
+        return ((until or self.at(moment).bucket + self.length) - moment).total_seconds()
 
 
 def window_of(limit: settings.Limit, cap: int) -> tuple[int, Window]:
