@@ -23,7 +23,7 @@ from llmproxy.exchange import (
 from llmproxy.offers import Offers
 from llmproxy.prices import Prices, is_empty
 from llmproxy.pricing import PriceBook
-from llmproxy.providers import Endpoints, Provider
+from llmproxy.providers import Endpoints
 from llmproxy.service_tiers import possible_tiers, service_tier
 from llmproxy.services import Clock
 
@@ -93,7 +93,10 @@ class Accounting:
 class Ceiling:
     """The most that one attempt can use and cost, asked by whoever reserves something: nothing is reckoned twice."""
 
-    __slots__ = ("_asked", "_at", "_document", "_endpoints", "_input_tokens", "_offers", "_target", "_worst_case")
+    __slots__ = (
+        *("_asked", "_at", "_document", "_endpoints", "_facts", "_input_tokens", "_offers", "_possible", "_target"),
+        *("_units", "_worst_case"),
+    )
 
     def __init__(self, offers: Offers, endpoints: Endpoints, target: Target, at: datetime) -> None:
         self._offers = offers
@@ -102,7 +105,7 @@ class Ceiling:
         self._at = at
         self._document: Document | None = None
         self._worst_case: WorstCase | None = None
-        self._input_tokens = self._asked = 0
+        self._asked = 0
 
     def __call__(self, request: Request, default_output_tokens: int) -> WorstCase:
         """The worst case of a request as it stands.
@@ -110,30 +113,34 @@ class Ceiling:
         Args:
             default_output_tokens: What an answer may have when neither the request nor the model sets a limit.
         """
-        document, known = request.document, self._worst_case
-        if document is not self._document:
+        known = self._worst_case
+        if request.document is not self._document:
             # An edit makes a new document.
-            self._document, known = document, None
+            self._look_at(request)
+            known = None
         elif known is not None and default_output_tokens == self._asked:
             return known
-        provider = self._endpoints[self._target.provider, self._target.credential]
-        facts = self._offers.facts(provider, self._target.model)
-        if known is None:
-            self._input_tokens = input_ceiling_tokens(request, facts.context_window_tokens)
-        output_tokens = output_ceiling_tokens(request, facts.max_output_tokens, default_output_tokens)
+        output_tokens = output_ceiling_tokens(request, self._facts.max_output_tokens, default_output_tokens)
         if known is None or output_tokens != known.output_tokens:
-            known = self._worst(provider, document, self._input_tokens, output_tokens)
+            known = self._worst(output_tokens)
         self._worst_case, self._asked = known, default_output_tokens
         return known
 
-    def _worst(self, provider: Provider, document: Document, input_tokens: int, output_tokens: int) -> WorstCase:
+    def _look_at(self, request: Request) -> None:
+        """All that does not depend on how much may be written."""
+        document = self._document = request.document
+        provider = self._endpoints[self._target.provider, self._target.credential]
+        self._facts = self._offers.facts(provider, self._target.model)
         searches = search_ceiling(document)
-        units = {"web_searches": searches} if searches else None
+        self._units = {"web_searches": searches} if searches else None
+        self._input_tokens = input_ceiling_tokens(request, self._facts.context_window_tokens)
         tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
-        possible = self._offers.possible(provider, self._target, self._at, tiers)
-        most_usd = None
+        self._possible = self._offers.possible(provider, self._target, self._at, tiers)
+
+    def _worst(self, output_tokens: int) -> WorstCase:
+        input_tokens, possible, most_usd = self._input_tokens, self._possible, None
         for prices in possible.prices if possible.is_known else ():
-            amount_usd = prices.ceiling_usd(input_tokens, output_tokens, units)
+            amount_usd = prices.ceiling_usd(input_tokens, output_tokens, self._units)
             if amount_usd is None:
                 return WorstCase(input_tokens, output_tokens, None)
             most_usd = amount_usd if most_usd is None or amount_usd > most_usd else most_usd

@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from math import inf
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from llmproxy.allowances import WorstCase
 from llmproxy.errors import LLMProxyError
@@ -100,33 +100,29 @@ class Target:
 class Request:
     """The client's request: its bytes as they came, the decoded document, and the edits made since.
 
-    `document` is read only; edit with `set` and `remove`, so that every member nobody touched keeps its bytes.
+    Read its attributes, and edit with `set` and `remove`, so that every member nobody touched keeps its bytes.
+
+    Attributes:
+        document: The request as JSON, edits included.
+        is_stream: Whether the client asked for server-sent events.
     """
 
-    __slots__ = ("_body", "_document", "_edits", "_encoded", "operation")
+    # Attributes rather than properties: they are read a dozen times for each request.
+    __slots__ = ("_body", "_edits", "_encoded", "document", "is_stream", "operation")
 
     def __init__(self, operation: Operation, body: bytes, document: Document) -> None:
-        self.operation = operation
+        self.operation: Final = operation
         self._body = body
-        self._document = document
         self._edits: dict[str, Any] = {}
         # The body with the edits in it, as long as none is added: it is measured before it is sent.
         self._encoded: bytes | None = body
-
-    @property
-    def document(self) -> Document:
-        """The request as JSON, edits included."""
-        return self._document
+        self.document = document
+        self.is_stream = document.get("stream") is True and operation is not Operation.EMBEDDINGS
 
     @property
     def model(self) -> str:
         """The model name as it stands in the document."""
-        return str(self._document["model"])
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the client asked for server-sent events."""
-        return self._document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
+        return str(self.document["model"])
 
     @property
     def size_bytes(self) -> int:
@@ -140,20 +136,16 @@ class Request:
 
     def set(self, name: str, value: object) -> None:
         """Replace or add a top-level member."""
-        self._edits[name] = value
-        self._encoded = None
-        self._document = {**self._document, name: value}
+        self._edit(name, value, {**self.document, name: value})
 
     def remove(self, name: str) -> None:
         """Take a top-level member out; absent is fine."""
-        if name in self._document:
-            self._edits[name] = REMOVED
-            self._encoded = None
-            self._document = {key: value for key, value in self._document.items() if key != name}
+        if name in self.document:
+            self._edit(name, REMOVED, {key: value for key, value in self.document.items() if key != name})
 
     def copy(self) -> Request:
         """The same request, edits included, to be edited on its own."""
-        twin = Request(self.operation, self._body, self._document)
+        twin = Request(self.operation, self._body, self.document)
         twin._edits = dict(self._edits)
         twin._encoded = self._encoded
         return twin
@@ -163,6 +155,13 @@ class Request:
         if self._encoded is None:
             self._encoded = splice(self._body, self._edits)
         return self._encoded
+
+    def _edit(self, name: str, value: object, document: Document) -> None:
+        self._edits[name] = value
+        self._encoded = None
+        self.document = document
+        if name == "stream":
+            self.is_stream = document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
 
 
 class Usage(NamedTuple):
@@ -399,27 +398,20 @@ class StateKey(Generic[T]):
         return f"StateKey({self.name!r})"
 
 
-class State:
-    """Plugin side data, by StateKey."""
+class State(Protocol):
+    """Plugin side data, by StateKey: a dictionary, of which the keys know the types."""
 
-    __slots__ = ("_values",)
+    def __getitem__(self, key: StateKey[T], /) -> T:
+        """The value; raises KeyError when there is none."""
 
-    def __init__(self) -> None:
-        self._values: dict[StateKey[Any], Any] = {}  # a key's type is its value's, which dict cannot say
+    def __setitem__(self, key: StateKey[T], value: T, /) -> None:
+        """Keep a value."""
 
-    def __getitem__(self, key: StateKey[T]) -> T:
-        value: T = self._values[key]
-        return value
+    def __contains__(self, key: object, /) -> bool:
+        """Whether there is a value."""
 
-    def __setitem__(self, key: StateKey[T], value: T) -> None:
-        self._values[key] = value
-
-    def __contains__(self, key: StateKey[Any]) -> bool:
-        return key in self._values
-
-    def get(self, key: StateKey[T], default: T | None = None) -> T | None:
+    def get(self, key: StateKey[T], default: T | None = None, /) -> T | None:
         """The value, or `default`."""
-        return self._values.get(key, default)
 
 
 @dataclass(slots=True)
@@ -460,7 +452,7 @@ class Exchange:
     error: LLMProxyError | None = None
     decisions: list[Decision] = field(default_factory=list)
     response_headers: list[tuple[str, str]] = field(default_factory=list)
-    state: State = field(default_factory=State)
+    state: State = field(default_factory=cast("Callable[[], State]", dict))  # a key's type is its value's
 
     @property
     def target(self) -> Target | None:

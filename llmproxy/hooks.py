@@ -28,7 +28,6 @@ from llmproxy.hookcalls import (
     chain,
     chunk_chain,
     fail_closed,
-    guard,
     in_turn,
     isolate,
     timed,
@@ -131,7 +130,7 @@ def _compose(
         is_async = inspect.iscoroutinefunction(each.function)
         if trace is not None:
             function = timed(function, partial(trace, plugin, hook), is_async=is_async)
-        steps.append(Step(plugin, guard(function, rule.check, verdict, is_async=is_async), is_async))
+        steps.append(Step(plugin, function, rule.check, verdict, is_async))
     run = at_once(steps) if rule.is_plain and rule.kind in (Kind.ALL, Kind.FIRST) else _COMPOSE[rule.kind](steps)
     return around(wrappers, run) if wrappers else run
 

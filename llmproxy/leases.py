@@ -52,7 +52,7 @@ class Lease:
         is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
         room: What nobody had settled or held by then.
-        charge: What records call it, as JSON.
+        charge: The beginning of a charge to it, as records have it, up to the amount.
     """
 
     __slots__ = (
@@ -60,9 +60,9 @@ class Lease:
         *("is_waiting_worthwhile", "refused", "refused_until", "returned_at", "room", "settled", "used_at"),
     )
 
-    def __init__(self, allowance: Allowance) -> None:
+    def __init__(self, allowance: Allowance, holder: str) -> None:
         self.allowance = allowance
-        self.charge = encode_json({"allowance": allowance.name, "bucket": allowance.bucket.isoformat()}).decode()
+        self.charge = _charge(holder, [allowance])
         self.is_capped = allowance.cap is not None
         self.is_recorded = allowance.share is not None
         self.free = self.settled = self.room = _ZERO
@@ -73,11 +73,6 @@ class Lease:
         self.refused: Decimal | None = None
         self.refused_until = float("-inf")
         self.is_waiting_worthwhile = self.is_opened = False
-
-    @property
-    def remaining(self) -> Decimal | None:
-        """What this worker could still use, as far as it knows; None without a cap."""
-        return self.room + self.free if self.is_capped else None
 
     def is_refused(self, amount: Decimal, now: float) -> bool:
         """Whether asking for so much more is known to be in vain."""
@@ -126,14 +121,18 @@ class Together(NamedTuple):
     """The leases of allowances that are wanted together, looked up once for all who want the same.
 
     Attributes:
-        are_capped: Whether each of them is.
-        are_recorded: Whether any of them is.
+        all_capped: Whether each of them is.
+        all_recorded: Whether each of them is.
+        any_recorded: Whether one of them is.
+        charge: The beginning of one charge to all that are, up to the amount.
     """
 
     allowances: Sequence[Allowance]
     leases: Sequence[Lease]
-    are_capped: bool
-    are_recorded: bool
+    all_capped: bool
+    all_recorded: bool
+    any_recorded: bool
+    charge: str
 
 
 class Leases:
@@ -141,6 +140,9 @@ class Leases:
 
     Args:
         queries: Core's own.
+
+    Attributes:
+        stale_at: When Postgres may have written this worker off, if it does not answer before.
     """
 
     def __init__(self, database: Database, queries: Mapping[str, str], clock: Clock, log: Log, tasks: Tasks) -> None:
@@ -162,37 +164,28 @@ class Leases:
         # The last call, as long as no answer to it has come: number, wants, and their JSON.
         self._unanswered: tuple[int, Sequence[_Want], str] | None = None
         self._away_until = float("-inf")
-        self._answered_at = 0.0
+        self.stale_at = 0.0
 
     def start(self, holder: str) -> None:
         """Take leases as `holder`, a name that no other worker has or had."""
         self._holder = holder
-        self._answered_at = self._clock.monotonic()
+        self.stale_at = self._clock.monotonic() + EXPIRY_SECONDS / 2
 
     def close(self) -> None:
         """Ask for nothing any more."""
         self._is_closed = True
 
     @property
-    def holder(self) -> str:
-        """Whose leases they are."""
-        return self._holder
-
-    @property
     def has_called(self) -> bool:
         """Whether Postgres may have anything under this holder's name."""
         return bool(self._calls or self._unanswered)
-
-    def are_stale(self, now: float) -> bool:
-        """Whether Postgres has not answered for so long that it may have written this worker off."""
-        return now - self._answered_at > EXPIRY_SECONDS / 2
 
     def of(self, allowance: Allowance) -> Lease:
         """The lease of an allowance; new ones are empty."""
         key = (allowance.name, allowance.bucket)
         lease = self._leases.get(key)
         if lease is None:
-            lease = self._leases[key] = Lease(allowance)
+            lease = self._leases[key] = Lease(allowance, self._holder)
             self._follow(lease)
             self._open(lease)
         elif lease.allowance is not allowance:
@@ -209,8 +202,10 @@ class Leases:
             found = Together(
                 allowances,
                 leases,
-                are_capped=all(lease.is_capped for lease in leases),
-                are_recorded=any(lease.is_recorded for lease in leases),
+                all_capped=all(lease.is_capped for lease in leases),
+                all_recorded=all(lease.is_recorded for lease in leases),
+                any_recorded=any(lease.is_recorded for lease in leases),
+                charge=_charge(self._holder, [lease.allowance for lease in leases if lease.is_recorded]),
             )
             # What can still change must not be known by who it is.
             if isinstance(allowances, tuple):
@@ -363,7 +358,8 @@ class Leases:
         except TimeoutError as error:
             raise StorageError("The database did not answer in time; try again.") from error
         answers = row["answers"] if row else None
-        self._unanswered, self._answered_at, self._calls = None, self._clock.monotonic(), number
+        self._unanswered, self._calls = None, number
+        self.stale_at = self._clock.monotonic() + EXPIRY_SECONDS / 2
         if answers is None:
             return self._written_off()
         self._begins_anew = False
@@ -411,6 +407,11 @@ def _described(number: int, want: _Want, now: float) -> Document:
         "given_back": f"{want.given_back:f}",
         "share": allowance.share,
     }
+
+
+def _charge(holder: str, allowances: Sequence[Allowance]) -> str:
+    charged = [{"allowance": each.name, "bucket": each.bucket.isoformat()} for each in allowances]
+    return encode_json({"holder": holder, "of": charged})[:-1].decode() + ',"amount":"'
 
 
 def _away() -> StorageError:

@@ -111,28 +111,29 @@ class Quotas:
         if not self._is_running:
             self._run()
         together = self._leases.together(allowances)
-        if attempt is None and together.are_recorded:
+        if attempt is None and together.any_recorded:
             raise ValueError("An allowance of the ledger's can be reserved for an attempt only.")
-        returns = None
+        now, returns = self._clock.monotonic(), None
         # Looked at here first: hardly ever is there anything to wait for.
-        if not has_room(together, amounts) or self._leases.are_stale(self._clock.monotonic()):
+        if now > self._leases.stale_at or not has_room(together, amounts):
             try:
                 await self._obtain(together, amounts, exchange if attempt else None)
             except StorageError:
                 if not fail_open:
                     raise
-            returns = _returns(exchange) if attempt else {}
+            now, returns = self._clock.monotonic(), _returns(exchange) if attempt else {}
         # No await from here on: what is there now is still there when it is taken.
         reservation = Reservation(together, amounts, returns)
         if attempt is not None:
             attempt.reserved = worst_case
             self._hold(exchange, reservation)
-        reservation.take(self._clock.monotonic())
+        reservation.take(now)
         return reservation
 
     def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
-        """What this worker could still use of each, as far as it knows; None when it does not know."""
-        return [lease.remaining if lease and lease.is_opened else None for lease in self._leases.known(allowances)]
+        """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
+        leases = self._leases.known(allowances)
+        return [lease.room + lease.free if lease and lease.is_opened and lease.is_capped else None for lease in leases]
 
     async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
         """What is settled of some allowances, by name and bucket. Raises StorageError."""
@@ -172,7 +173,7 @@ class Quotas:
     def charges(self, exchange: Exchange) -> Document:
         """What the exchange is charged, as a part of its record; nothing when it has reserved nothing."""
         held = exchange.state.get(_HELD)
-        return {"charges": self._charges(held)} if held else {}
+        return {"charges": _charges(held)} if held else {}
 
     def let_go(self, exchange: Exchange) -> None:
         """Have what the exchange did not need, once the journal knows what it did need."""
@@ -214,7 +215,7 @@ class Quotas:
     def _lacks(
         self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]
     ) -> list[tuple[Lease, Decimal]]:
-        if self._leases.are_stale(self._clock.monotonic()):
+        if self._clock.monotonic() > self._leases.stale_at:
             return [(lease, amount) for lease, amount in pairs if lease.is_capped]
         lacks = ((lease, amount - lease.free - returns.get(lease, _ZERO)) for lease, amount in pairs if lease.is_capped)
         return [(lease, lacking) for lease, lacking in lacks if lacking > 0]
@@ -227,14 +228,10 @@ class Quotas:
     def _hold(self, exchange: Exchange, reservation: Reservation) -> None:
         """Reserve for an attempt: in the journal first, so that nothing has changed when that cannot be written."""
         held = [*(exchange.state.get(_HELD) or ()), reservation]
-        self._journal.hold(exchange.id, records.hold(exchange, self._charges(held)))
+        self._journal.hold(exchange.id, records.hold(exchange, _charges(held)))
         for each in held[:-1]:
             each.give_surplus()
         exchange.state[_HELD] = held
-
-    def _charges(self, held: Sequence[Reservation]) -> list[Fragment]:
-        holder = self._leases.holder
-        return [charge for each in held for charge in each.charges(holder)]
 
     # Keeping house
 
@@ -274,6 +271,10 @@ class QuotaSettlement:
         charges = [charge for record in recorded for charge in record.get("charges", ())]
         if charges:
             await connection.execute(self._query, encode_json(charges).decode())
+
+
+def _charges(held: Sequence[Reservation]) -> Sequence[Fragment]:
+    return held[0].charges() if len(held) == 1 else [charge for each in held for charge in each.charges()]
 
 
 def _returns(exchange: Exchange) -> dict[Lease, Decimal]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -23,9 +23,10 @@ class Reservation:
         amounts: How much of each; what was used, once that is known.
         backed: How much of that the lease stands for.
         is_settled: Whether it has been said what was used.
+        has_overrun: Whether more was used than there was room for.
     """
 
-    __slots__ = ("amounts", "backed", "is_settled", "leases")
+    __slots__ = ("_together", "amounts", "backed", "has_overrun", "is_settled", "leases")
 
     def __init__(
         self, together: Together, amounts: Sequence[Decimal], returns: Mapping[Lease, Decimal] | None = None
@@ -35,10 +36,11 @@ class Reservation:
         Args:
             returns: What becomes free before it is taken; None where there is room for all as it is.
         """
+        self._together = together
         self.leases: Final = together.leases
         self.amounts = amounts
-        self.is_settled = False
-        if returns is None and together.are_capped:
+        self.is_settled = self.has_overrun = False
+        if returns is None and together.all_capped:
             self.backed = list(amounts)
         else:
             pairs = zip(self.leases, amounts, strict=True)
@@ -61,20 +63,17 @@ class Reservation:
         self.is_settled = True
         self.amounts = amounts
         for number, (lease, amount, backed) in enumerate(zip(self.leases, amounts, self.backed, strict=True)):
-            if amount > backed and lease.free > 0 and lease.is_capped:
-                # More than is backed takes what is free.
-                lacking = min(amount - backed, lease.free)
-                lease.free -= lacking
-                self.backed[number] += lacking
-            if not lease.is_recorded:
-                self._let_go(number, lease)
+            if amount > backed and lease.is_capped:
+                self._cover(number, lease, amount - backed)
+        if not self._together.all_recorded:
+            self._let_go(are_recorded=False)
 
-    @property
-    def has_overrun(self) -> bool:
-        """Whether more was used than there was room for."""
-        # Hardly ever: nothing is looked at closely as long as nothing is short.
-        short = [n for n, backed in enumerate(self.backed) if self.amounts[n] > backed]
-        return any(self.leases[number].is_capped for number in short)
+    def _cover(self, number: int, lease: Lease, lacking: Decimal) -> None:
+        """More than is backed takes what is free."""
+        found = min(lacking, max(lease.free, _ZERO))
+        lease.free -= found
+        self.backed[number] += found
+        self.has_overrun = self.has_overrun or found < lacking
 
     @property
     def surplus(self) -> list[tuple[Lease, Decimal]]:
@@ -82,46 +81,40 @@ class Reservation:
         parts = zip(self.leases, self.amounts, self.backed, strict=True)
         return [(lease, backed - amount) for lease, amount, backed in parts if backed > amount]
 
-    def charges(self, holder: str) -> Iterator[Fragment]:
-        """What it comes to, as records have it: JSON already, because it is written for every attempt.
-
-        Neighbours of which the same is used, as it is of all budgets in dollars, are one charge.
-        """
-        of: list[str] = []
-        known: tuple[Decimal, Decimal] | None = None
-        for lease, amount, backed in zip(self.leases, self.amounts, self.backed, strict=True):
-            if not lease.is_recorded or not amount:
-                continue
-            charged = (amount, min(amount, backed))
-            if known is not None and charged != known:
-                yield _charge(holder, of, *known)
-                of = []
-            known = charged
-            of.append(lease.charge)
-        if known is not None:
-            yield _charge(holder, of, *known)
+    def charges(self) -> Sequence[Fragment]:
+        """What it comes to, as records have it: JSON already, because it is written for every attempt."""
+        together, amounts, backed = self._together, self.amounts, self.backed
+        if not together.any_recorded:
+            return ()
+        if amounts.count(amounts[0]) == len(amounts) == backed.count(backed[0]):
+            # As it is of budgets in dollars.
+            return [_charge(together.charge, amounts[0], backed[0])] if amounts[0] else ()
+        parts = zip(together.leases, amounts, backed, strict=True)
+        return [_charge(lease.charge, amount, held) for lease, amount, held in parts if lease.is_recorded and amount]
 
     def give_surplus(self) -> None:
         """Have what was settled as not needed reserved by others: only the journal's last word may go before this."""
-        if self.is_settled:
-            for number, lease in enumerate(self.leases):
-                self._give_surplus(number, lease)
+        if not self.is_settled:
+            return
+        for number, (lease, amount, backed) in enumerate(zip(self.leases, self.amounts, self.backed, strict=True)):
+            if backed > amount:
+                lease.free += backed - amount
+                self.backed[number] = amount
 
     def let_go(self) -> None:
         """The end, which the journal has."""
-        for number, lease in enumerate(self.leases):
-            if lease.is_recorded:
-                self._let_go(number, lease)
+        if self._together.any_recorded:
+            self._let_go(are_recorded=True)
 
-    def _let_go(self, number: int, lease: Lease) -> None:
-        self._give_surplus(number, lease)
-        lease.holds -= 1
-
-    def _give_surplus(self, number: int, lease: Lease) -> None:
-        amount, backed = self.amounts[number], self.backed[number]
-        if backed > amount:
-            lease.free += backed - amount
-            self.backed[number] = amount
+    def _let_go(self, *, are_recorded: bool) -> None:
+        """Give back what was not needed, and hold on to nothing more, of those that are recorded or of the others."""
+        for number, (lease, amount, backed) in enumerate(zip(self.leases, self.amounts, self.backed, strict=True)):
+            if lease.is_recorded is not are_recorded:
+                continue
+            lease.holds -= 1
+            if backed > amount:
+                lease.free += backed - amount
+                self.backed[number] = amount
 
 
 def has_room(together: Together, amounts: Sequence[Decimal]) -> bool:
@@ -132,8 +125,8 @@ def has_room(together: Together, amounts: Sequence[Decimal]) -> bool:
     return True
 
 
-def _charge(holder: str, of: Sequence[str], amount: Decimal, leased: Decimal) -> Fragment:
-    return Fragment(f'{{"holder":"{holder}","of":[{",".join(of)}],"amount":"{amount:f}","leased":"{leased:f}"}}')
+def _charge(head: str, amount: Decimal, backed: Decimal) -> Fragment:
+    return Fragment(f'{head}{amount:f}","leased":"{min(amount, backed):f}"}}')
 
 
 def _backed(lease: Lease, amount: Decimal, returns: Mapping[Lease, Decimal]) -> Decimal:

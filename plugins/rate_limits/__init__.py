@@ -32,7 +32,6 @@ from llmproxy_plugins.rate_limits.windows import Window
 # When one of the requests under way ends nobody knows.
 SLOT_SECONDS: Final = 1.0
 _BYTES_PER_TOKEN: Final = 4
-_ONE: Final = Decimal(1)
 _ZERO: Final = Decimal(0)
 
 
@@ -43,11 +42,6 @@ class Hold:
     plan: Plan
     amounts: Sequence[Decimal]
     reservation: Reservation | None = None
-
-    def settle(self, used: Sequence[Decimal]) -> None:
-        """Say what was used of what is counted."""
-        if self.reservation is not None:
-            self.reservation.settle(used)
 
 
 @dataclass(slots=True)
@@ -124,10 +118,12 @@ class RateLimits:
         hold = held.attempts.get(attempt.number) if held else None
         if held is None or hold is None:
             return
-        self.slots.release(hold.plan.slots)
-        used = [_used(unit, attempt) for unit in hold.plan.units]
+        if hold.plan.slots:
+            self.slots.release(hold.plan.slots)
+        used = hold.plan.used(attempt)
+        if hold.reservation is not None:
+            hold.reservation.settle(list(map(min, hold.amounts, used)))
         # What is beyond the estimate has its turn in on_complete, in whichever window that is.
-        hold.settle(list(map(min, hold.amounts, used)))
         for counted, amount, actual in zip(hold.plan.counted, hold.amounts, used, strict=True):
             if actual > amount:
                 held.overrun.append((*counted, actual - amount))
@@ -152,11 +148,13 @@ class RateLimits:
         held = exchange.state.get(HELD)
         if held is None:
             return
-        if held.request is not None:
-            self.slots.release(held.request.plan.slots)
+        if (own := held.request) is not None:
+            if own.plan.slots:
+                self.slots.release(own.plan.slots)
             # Refused by one limit, it has taken nothing of any other; what went to a provider has been used.
             is_used = held.refused is None or any(attempt.is_sent for attempt in exchange.attempts)
-            held.request.settle(held.request.amounts if is_used else held.request.plan.zeros)
+            if own.reservation is not None:
+                own.reservation.settle(own.amounts if is_used else own.plan.zeros)
         if held.overrun:
             self.services.tasks.start("rate limit overrun", self._charge(exchange, held.overrun))
 
@@ -211,9 +209,7 @@ class RateLimits:
         worst = attempt.worst_case(self.config.assumed_output_tokens)
         # The worst case counts every byte of text as a token, and knows what images take; here it is what is likely.
         likely = max(1, min(worst.input_tokens, attempt.request.size_bytes // _BYTES_PER_TOKEN))
-        output = min(worst.output_tokens, self.config.assumed_output_tokens)
-        tokens = {"input_tokens": likely, "output_tokens": output, "tokens": likely + output}
-        return [Decimal(tokens.get(unit, 1)) for unit in plan.units]
+        return plan.amounts(likely, min(worst.output_tokens, self.config.assumed_output_tokens))
 
     async def _charge(self, exchange: Exchange, overrun: Sequence[tuple[Rule, Window, Decimal]]) -> None:
         for rule, window, amount in overrun:
@@ -247,15 +243,3 @@ class RateLimits:
 def _refused(rule: Rule, refusal: RateLimited) -> LLMProxyError:
     """For the client; where it is the target that has no room, for whoever looks for another target first."""
     return UpstreamWithheld(refusal) if rule.limit.is_of_targets else refusal
-
-
-def _used(unit: Unit, attempt: Attempt) -> Decimal:
-    """What an attempt has used; a request counts once it has reached the provider."""
-    if unit == "requests":
-        return _ONE if attempt.is_sent else _ZERO
-    usage = attempt.usage
-    if usage is None:
-        return _ZERO
-    if unit == "tokens":
-        return Decimal(usage.total_tokens)
-    return Decimal(usage.input_tokens if unit == "input_tokens" else usage.output_tokens)

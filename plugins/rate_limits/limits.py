@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from llmproxy.api import Allowance, Exchange, Scope, ScopeName, Scopes, Target, caller_key, spoken_subject
+from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, Target, caller_key, spoken_subject
 from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
 from llmproxy_plugins.rate_limits.windows import EPOCH, Window, window_of
@@ -75,6 +75,24 @@ class Plan:
         self._allowance = allowance
         self._known: tuple[Allowance, ...] = ()
         self._since = self._until = EPOCH
+
+    def amounts(self, input_tokens: int, output_tokens: int, requests: int = 1) -> Sequence[Decimal]:
+        """What so much takes of each that is counted."""
+        taken: dict[Unit, int] = {
+            "requests": requests,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "tokens": input_tokens + output_tokens,
+        }
+        return [Decimal(taken[unit]) for unit in self.units]
+
+    def used(self, attempt: Attempt) -> Sequence[Decimal]:
+        """What an attempt has used of each that is counted; a request counts once it has reached the provider."""
+        if not self.counts_tokens:
+            return self.ones if attempt.is_sent else self.zeros
+        usage = attempt.usage
+        tokens = (usage.input_tokens, usage.output_tokens) if usage else (0, 0)
+        return self.amounts(*tokens, requests=1 if attempt.is_sent else 0)
 
     def allowances(self, now: datetime) -> Sequence[Allowance]:
         """What is counted, in the windows that a moment is in; the same objects as long as it is the same windows."""
