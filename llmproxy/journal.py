@@ -165,7 +165,8 @@ class Journal:
 
     def _write(self, line: bytes) -> None:
         try:
-            self._write_ends()
+            if self._unwritten:
+                self._write_ends()
             self._segments.append(line)
         except OSError as error:
             self._failure = error

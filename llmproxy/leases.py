@@ -217,12 +217,14 @@ class Leases:
             self._together.clear()
         self._together[id(found.allowances)] = found
 
-    def known(self, allowances: Sequence[Allowance]) -> Sequence[Lease | None]:
-        """The leases of allowances, of those that have one already."""
+    def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
+        """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
         found = self._together.get(id(allowances))
         if found is not None and found.allowances is allowances:
-            return found.leases
-        return [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
+            leases: Iterable[Lease | None] = found.leases
+        else:
+            leases = [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
+        return [lease.room + lease.free if lease and lease.is_opened and lease.is_capped else None for lease in leases]
 
     async def ask(self, lacks: Iterable[tuple[Lease, Decimal]]) -> None:
         """Have each lease grow by so much, if there is room; all that ask at the same time share a call.

@@ -21,7 +21,7 @@ from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
 from llmproxy.journal import Journal
 from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases, Together
-from llmproxy.reservations import Reservation, has_room
+from llmproxy.reservations import Reservation
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks
 
@@ -114,8 +114,11 @@ class Quotas:
         if attempt is None and together.any_recorded:
             raise ValueError("An allowance of the ledger's can be reserved for an attempt only.")
         now, returns = self._clock.monotonic(), None
-        # Looked at here first: hardly ever is there anything to wait for.
-        if now > self._leases.stale_at or not has_room(together, amounts):
+        has_room = now <= self._leases.stale_at
+        for lease, amount in zip(together.leases, amounts, strict=True):
+            has_room = has_room and (amount <= lease.free or not lease.is_capped)
+        # Hardly ever is there anything to wait for.
+        if not has_room:
             try:
                 await self._obtain(together, amounts, exchange if attempt else None)
             except StorageError:
@@ -132,8 +135,7 @@ class Quotas:
 
     def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
         """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-        leases = self._leases.known(allowances)
-        return [lease.room + lease.free if lease and lease.is_opened and lease.is_capped else None for lease in leases]
+        return self._leases.remaining(allowances)
 
     async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
         """What is settled of some allowances, by name and bucket. Raises StorageError."""

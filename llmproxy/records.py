@@ -79,7 +79,7 @@ def hold(exchange: Exchange, charges: Sequence[Fragment]) -> Document:
     Args:
         charges: What of which allowance is charged should nothing else ever be written.
     """
-    attempts = [held for attempt in exchange.attempts if (held := _held(attempt)) is not None]
+    attempts = list(filter(None, map(_held, exchange.attempts)))
     return {"attempts": attempts, "charges": charges}
 
 

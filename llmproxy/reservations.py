@@ -65,8 +65,10 @@ class Reservation:
         for number, (lease, amount, backed) in enumerate(zip(self.leases, amounts, self.backed, strict=True)):
             if amount > backed and lease.is_capped:
                 self._cover(number, lease, amount - backed)
-        if not self._together.all_recorded:
-            self._let_go(are_recorded=False)
+            if not lease.is_recorded:
+                lease.holds -= 1
+                if backed > amount:
+                    lease.free += backed - amount
 
     def _cover(self, number: int, lease: Lease, lacking: Decimal) -> None:
         """More than is backed takes what is free."""
@@ -86,47 +88,35 @@ class Reservation:
         together, amounts, backed = self._together, self.amounts, self.backed
         if not together.any_recorded:
             return ()
-        if amounts.count(amounts[0]) == len(amounts) == backed.count(backed[0]):
+        amount, held = amounts[0], backed[0]
+        if amount and amounts.count(amount) == len(amounts) == backed.count(held):
             # As it is of budgets in dollars.
-            return [_charge(together.charge, amounts[0], backed[0])] if amounts[0] else ()
+            return [_charge(together.charge, amount, held)]
         parts = zip(together.leases, amounts, backed, strict=True)
         return [_charge(lease.charge, amount, held) for lease, amount, held in parts if lease.is_recorded and amount]
 
     def give_surplus(self) -> None:
         """Have what was settled as not needed reserved by others: only the journal's last word may go before this."""
-        if not self.is_settled:
-            return
-        for number, (lease, amount, backed) in enumerate(zip(self.leases, self.amounts, self.backed, strict=True)):
-            if backed > amount:
-                lease.free += backed - amount
-                self.backed[number] = amount
+        if self.is_settled:
+            self._give_surplus()
 
     def let_go(self) -> None:
         """The end, which the journal has."""
-        if self._together.any_recorded:
-            self._let_go(are_recorded=True)
+        self._give_surplus()
+        for lease in self.leases:
+            if lease.is_recorded:
+                lease.holds -= 1
 
-    def _let_go(self, *, are_recorded: bool) -> None:
-        """Give back what was not needed, and hold on to nothing more, of those that are recorded or of the others."""
+    def _give_surplus(self) -> None:
         for number, (lease, amount, backed) in enumerate(zip(self.leases, self.amounts, self.backed, strict=True)):
-            if lease.is_recorded is not are_recorded:
-                continue
-            lease.holds -= 1
-            if backed > amount:
+            if backed > amount and lease.is_recorded:
                 lease.free += backed - amount
                 self.backed[number] = amount
 
 
-def has_room(together: Together, amounts: Sequence[Decimal]) -> bool:
-    """Whether all of it is free."""
-    for lease, amount in zip(together.leases, amounts, strict=True):
-        if amount > lease.free and lease.is_capped:
-            return False
-    return True
-
-
 def _charge(head: str, amount: Decimal, backed: Decimal) -> Fragment:
-    return Fragment(f'{head}{amount:f}","leased":"{min(amount, backed):f}"}}')
+    used = f"{amount:f}"
+    return Fragment(f'{head}{used}","leased":"{used if backed >= amount else f"{backed:f}"}"}}')
 
 
 def _backed(lease: Lease, amount: Decimal, returns: Mapping[Lease, Decimal]) -> Decimal:

@@ -258,7 +258,7 @@ def test_a_key_that_is_renamed_is_held_to_the_limits_of_its_new_name() -> None:
     config = RateLimitsConfig.model_validate(limits({"scope": "key", "match": "batch", "requests": 1}))
     found = Limits(config.limits)
     named = {name: make_exchange(principal=Principal("default", "key_1", name)) for name in ("batch", "interactive")}
-    assert [len(found.of_request(exchange).counted) for exchange in named.values()] == [1, 0]
+    assert [len(found.plan(exchange).counted) for exchange in named.values()] == [1, 0]
 
 
 @pytest.mark.parametrize(

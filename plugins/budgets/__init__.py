@@ -129,12 +129,10 @@ class Budgets:
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Say what is left."""
-        for attempt in reversed(exchange.attempts):
-            if (held := _held(exchange, attempt)) is not None:
-                # What was not needed is about to go back.
-                surplus = max(held.amount_usd - _spent_usd(attempt), _ZERO) if attempt.is_over else _ZERO
-                return self._say_what_is_left(exchange, held.plan, surplus)
-        return None
+        held = exchange.state.get(HELD)
+        last = next((each for each in reversed(exchange.attempts) if each.number in held), None) if held else None
+        if held and last:
+            self._say_what_is_left(exchange, last, held[last.number])
 
     # Small print
 
@@ -172,12 +170,16 @@ class Budgets:
             retry_after_seconds=max((until - self.services.clock.now()).total_seconds(), RESERVED_SECONDS),
         )
 
-    def _say_what_is_left(self, exchange: Exchange, plan: Plan, surplus: Decimal) -> None:
-        left = [amount for amount in self.services.quotas.remaining(plan.hard_usd) if amount is not None]
-        over = [each.budget.subject for each in plan.soft if self.watch.used_share(each) >= 1]
+    def _say_what_is_left(self, exchange: Exchange, attempt: Attempt, held: Held) -> None:
+        left = [amount for amount in self.services.quotas.remaining(held.plan.hard_usd) if amount is not None]
         if left:
-            exchange.response_headers.append((REMAINING, f"{max(min(left) + surplus, _ZERO).normalize():f}"))
-        if over:
+            least = min(left)
+            if attempt.is_over:
+                # What was not needed is about to go back.
+                spent = (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
+                least += max(held.amount_usd - spent, _ZERO)
+            exchange.response_headers.append((REMAINING, f"{max(least, _ZERO).normalize():f}"))
+        if over := [each.budget.subject for each in held.plan.soft if self.watch.used_share(each) >= 1]:
             exchange.response_headers.append((EXCEEDED, "; ".join(over)))
 
 
@@ -188,10 +190,6 @@ def _unpriced(attempt: Attempt) -> Refused:
         code="model_unpriced",
         param="model",
     )
-
-
-def _spent_usd(attempt: Attempt) -> Decimal:
-    return (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
 
 
 def _held(exchange: Exchange, attempt: Attempt) -> Held | None:

@@ -25,7 +25,7 @@ from llmproxy.api import (
 from llmproxy_plugins.rate_limits.headers import Standing, say
 from llmproxy_plugins.rate_limits.limits import SLOTS, Limits, Plan, Rule
 from llmproxy_plugins.rate_limits.reopening import Reopening
-from llmproxy_plugins.rate_limits.settings import RateLimitsConfig, Unit
+from llmproxy_plugins.rate_limits.settings import RateLimitsConfig
 from llmproxy_plugins.rate_limits.slots import Slots, SlotsTaken
 from llmproxy_plugins.rate_limits.windows import Window
 
@@ -94,7 +94,7 @@ class RateLimits:
         if exchange.origin is not None:
             # The client's own request, which this one is made for, has been let in.
             return
-        plan = self.limits.of_request(exchange)
+        plan = self.limits.plan(exchange)
         if plan.counted or plan.slots:
             held = exchange.state[HELD] = Held()
             held.request = await self._take(exchange, held, plan, plan.ones)
@@ -102,7 +102,7 @@ class RateLimits:
     @hookimpl
     async def pre_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
         """Reserve what the attempt is likely to take, or refuse the request."""
-        plan = self.limits.of_attempt(exchange, attempt.target)
+        plan = self.limits.plan(exchange, attempt.target)
         if not plan.counted and not plan.slots:
             return
         held = exchange.state.get(HELD)
@@ -134,12 +134,13 @@ class RateLimits:
         held = exchange.state.get(HELD)
         if held is None:
             return
-        now = self.services.clock.now()
         if held.refused is not None:
             plans = [held.refused]
         else:
-            last = held.attempts[max(held.attempts)] if held.attempts else None
-            plans = [hold.plan for hold in (held.request, last) if hold is not None]
+            plans = [held.request.plan] if held.request is not None else []
+            if held.attempts:
+                plans.append(held.attempts[max(held.attempts)].plan)
+        now = self.services.clock.now()
         say(exchange, self._tightest(plans, now), now)
 
     @hookimpl
@@ -229,14 +230,14 @@ class RateLimits:
         tightest: dict[str, Standing] = {}
         for plan in plans:
             allowances = plan.allowances(now)
-            remaining = self.services.quotas.remaining(allowances)
-            for (rule, window), allowance, amount in zip(plan.counted, allowances, remaining, strict=True):
-                left = 1.0 if amount is None else float(amount) / rule.cap
+            amounts = self.services.quotas.remaining(allowances)
+            for (rule, window), allowance, amount in zip(plan.counted, allowances, amounts, strict=True):
                 unit = "requests" if rule.unit == "requests" else "tokens"
                 known = tightest.get(unit)
-                if known is None or left < known.left:
-                    rest = allowance.cap or _ZERO if amount is None else amount
-                    tightest[unit] = Standing(rule.most, window, allowance, rest, left)
+                remaining = Decimal(rule.cap) if amount is None else amount
+                # As fractions, without a division: less of its cap is left.
+                if known is None or remaining * known.cap < known.remaining * rule.cap:
+                    tightest[unit] = Standing(rule.most, rule.cap, remaining, window, allowance.until)
         return tightest
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from llmproxy.api import Allowance, Exchange, Headers
+from llmproxy.api import Exchange, Headers
 from llmproxy_plugins.rate_limits.windows import Window
 
 # The limit, what is left of it, and when all of it is there again.
@@ -23,25 +23,25 @@ class Standing(NamedTuple):
     """How a limit stands.
 
     Attributes:
-        limit: What the configuration says.
-        allowance: What may be used in the window that it is now.
-        left: Which share of that is left.
+        most: What the configuration says.
+        cap: What may be used in the window.
+        remaining: How much of that is left.
+        until: When the window that it is now ends; None where it slides.
     """
 
-    limit: int
-    window: Window
-    allowance: Allowance
+    most: int
+    cap: int
     remaining: Decimal
-    left: float
+    window: Window
+    until: datetime | None
 
 
 def say(exchange: Exchange, tightest: Mapping[str, Standing], now: datetime) -> None:
     """Have the answer's head tell of these limits, by `requests` and `tokens`, and of none of the provider's."""
-    for unit, (limit, window, allowance, remaining, _) in tightest.items():
-        names = NAMES[unit]
+    for unit, (most, _, remaining, window, until) in tightest.items():
         left = str(int(remaining)) if remaining > 0 else "0"
-        reset = duration(window.reset_seconds(now, allowance.until))
-        exchange.response_headers += zip(names, (str(limit), left, reset), strict=True)
+        reset = duration(window.reset_seconds(now, until))
+        exchange.response_headers += zip(NAMES[unit], (str(most), left, reset), strict=True)
     if exchange.answer is not None:
         exchange.answer.headers = _without(tightest, exchange.answer.headers)
     for attempt in exchange.attempts:

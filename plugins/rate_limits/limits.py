@@ -155,20 +155,14 @@ class Limits:
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._allowances: dict[str, Allowance] = {}
 
-    def of_request(self, exchange: Exchange) -> Plan:
-        """What a request is held to as it is let in."""
-        return self._plan(exchange, None, self._of_requests)
-
-    def of_attempt(self, exchange: Exchange, target: Target) -> Plan:
-        """What an attempt at a target is held to."""
-        return self._plan(exchange, target, self._of_attempts)
-
-    def _plan(self, exchange: Exchange, target: Target | None, groups: Sequence[Group]) -> Plan:
+    def plan(self, exchange: Exchange, target: Target | None = None) -> Plan:
+        """What a request is held to as it is let in; with a target, what an attempt at that one is."""
         key = (caller_key(exchange, target), exchange.request.is_stream)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) > _REMEMBERED_SUBJECTS:
                 self._plans.clear()
+            groups = self._of_requests if target is None else self._of_attempts
             rules = [rule for group in groups for rule in group.rules(exchange, target) if _counts(rule, exchange)]
             plan = self._plans[key] = Plan(rules, self.allowance)
         return plan
