@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -38,13 +39,17 @@ class Accounting:
 
     def settle(self, exchange: Exchange) -> None:
         """Fill in usage and cost of every attempt, and of the exchange as a whole."""
+        usage, costs = None, []
         for attempt in exchange.attempts:
             # What is over was settled when it ended: priced again, it could differ from what its budgets were charged.
             if not attempt.is_over:
                 self.settle_attempt(exchange, attempt)
-        used = [attempt for attempt in exchange.attempts if attempt.usage is not None]
-        exchange.usage = used[-1].usage if used else None
-        exchange.cost = total([attempt.cost for attempt in used if attempt.cost is not None])
+            if attempt.usage is not None:
+                usage = attempt.usage
+                if attempt.cost is not None:
+                    costs.append(attempt.cost)
+        exchange.usage = usage
+        exchange.cost = total(costs)
 
     def cost(self, target: Target, usage: Usage, at: datetime | None = None) -> Cost:
         """What this usage costs at a target, now or at another time; unpriced when no price is known."""
@@ -163,7 +168,7 @@ def was_served(attempt: Attempt) -> bool:
     return attempt.error is None or (attempt.status is not None and 200 <= attempt.status < 300)
 
 
-def total(costs: list[Cost]) -> Cost | None:
+def total(costs: Sequence[Cost]) -> Cost | None:
     """The sum of some costs: as certain as the least certain of them, and unpriced when any of them is."""
     if len(costs) < 2:
         return costs[0] if costs else None

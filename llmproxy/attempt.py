@@ -6,7 +6,7 @@ A stream is an answer once its first content is there; until then any failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -88,13 +88,13 @@ class Attempts:
         attempt.first_chunk_seconds = self._clock.monotonic() - attempt.started_monotonic
         return answer
 
-    async def _ask(
+    def _ask(
         self, exchange: Exchange, attempt: Attempt, provider: Provider, request: Request, timeouts: Timeouts
-    ) -> Answer:
+    ) -> Awaitable[Answer]:
         parts = provider.split(request)
         if len(parts) == 1:
-            return await self._in_one(exchange, attempt, provider, parts[0], timeouts)
-        return await self._in_parts(exchange, attempt, provider, parts, timeouts)
+            return self._in_one(exchange, attempt, provider, parts[0], timeouts)
+        return self._in_parts(exchange, attempt, provider, parts, timeouts)
 
     def _limited(self, timeouts: Timeouts, expires_monotonic: float) -> Timeouts:
         if expires_monotonic == inf:

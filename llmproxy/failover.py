@@ -7,6 +7,7 @@ until when, and that no attempt is forgotten, is decided here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
 from math import inf
 from typing import Final
@@ -44,7 +45,7 @@ class Failover:
         while True:
             first = self._begin(exchange, request, await self._choose(exchange))
             try:
-                return await self._answer_or_hedge(exchange, request, first)
+                return await self._answer_or_hedged(exchange, request, first)
             except UpstreamError as error:
                 failed = next(attempt for attempt in reversed(exchange.attempts) if attempt.error is error)
                 answer = await self._after(exchange, failed, error)
@@ -69,10 +70,13 @@ class Failover:
         exchange.attempts.append(attempt)
         return attempt
 
-    async def _answer_or_hedge(self, exchange: Exchange, request: Request, first: Attempt) -> Answer:
+    def _answer_or_hedged(self, exchange: Exchange, request: Request, first: Attempt) -> Awaitable[Answer]:
         hedge = self._hooks.hedge(exchange, first) if self._hooks.hedge else None
         if hedge is None or len(exchange.attempts) >= MAX_ATTEMPTS:
-            return await self._attempt(exchange, first)
+            return self._attempt(exchange, first)
+        return self._hedged(exchange, request, first, hedge)
+
+    async def _hedged(self, exchange: Exchange, request: Request, first: Attempt, hedge: Hedge) -> Answer:
         race = Race()
         try:
             return await self._race(race, exchange, request, first, hedge)
@@ -103,11 +107,11 @@ class Failover:
             self.end(exchange, attempt)
             raise
 
-    async def _within_deadline(self, exchange: Exchange, attempt: Attempt) -> Answer:
+    def _within_deadline(self, exchange: Exchange, attempt: Attempt) -> Awaitable[Answer]:
         if exchange.deadline_monotonic == inf:
-            return await self._answer(exchange, attempt)
+            return self._answer(exchange, attempt)
         left_seconds = max(exchange.deadline_monotonic - attempt.started_monotonic, 0)
-        return await within(left_seconds, self._answer(exchange, attempt), partial(timed_out, "total"))
+        return within(left_seconds, self._answer(exchange, attempt), partial(timed_out, "total"))
 
     async def _answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
         if self._hooks.pre_attempt:

@@ -259,7 +259,8 @@ class Pipeline:
 
     def _end_attempts(self, exchange: Exchange) -> None:
         for attempt in exchange.attempts:
-            self._failover.end(exchange, attempt)
+            if not attempt.is_over:
+                self._failover.end(exchange, attempt)
 
     def _complete(self, exchange: Exchange) -> None:
         """Tell the plugins that it is over; where that takes time, in a task of its own.

@@ -44,7 +44,7 @@ def facts_of(exchange: Exchange) -> Document:
     return {
         "id": exchange.id,
         "admitted_at": exchange.admitted_at.isoformat(),
-        "operation_name": exchange.operation.value,
+        "operation_name": exchange.operation,
         "workspace": principal.workspace,
         "key_id": principal.key_id,
         "feature": attribution.feature,
@@ -104,7 +104,7 @@ def completion(exchange: Exchange, facts: Document, http_status: int, response_b
         # A plugin may have edited the request since.
         "request_model": exchange.request.model,
         "is_stream": exchange.request.is_stream,
-        "outcome": exchange.outcome.value if exchange.outcome else None,
+        "outcome": exchange.outcome,
         "http_status": http_status,
         "finish_reasons": answered.finish_reasons if answered else (),
         "cache": exchange.answer.cache if exchange.answer else None,

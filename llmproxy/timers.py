@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from llmproxy.config import Timeouts
 from llmproxy.errors import TimeoutPhase, UpstreamTimeout
@@ -25,11 +25,12 @@ def timed_out(phase: TimeoutPhase, seconds: float | None) -> UpstreamTimeout:
     return UpstreamTimeout(_SENTENCES[phase].format(seconds=seconds or 0), phase=phase)
 
 
-# A coroutine's send and yield types say nothing here, so they may be anything.
-async def within(seconds: float | None, work: Coroutine[Any, Any, T], late: Callable[[float], UpstreamTimeout]) -> T:
+def within(seconds: float | None, work: Awaitable[T], late: Callable[[float], UpstreamTimeout]) -> Awaitable[T]:
     """What comes of some work, if it does in time; without a limit, whenever it does. Raises what `late` gives."""
-    if seconds is None:
-        return await work
+    return work if seconds is None else _within(seconds, work, late)
+
+
+async def _within(seconds: float, work: Awaitable[T], late: Callable[[float], UpstreamTimeout]) -> T:
     timer = asyncio.timeout(seconds)
     try:
         async with timer:

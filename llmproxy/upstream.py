@@ -145,11 +145,11 @@ class ProviderTransport:
         self._proxies = getproxies_environment()
         self._proxied = HTTPTransport(proxies=self._proxies)
 
-    async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
+    def send(self, request: UpstreamRequest, timeouts: Timeouts) -> Awaitable[UpstreamResponse]:
         """Send, and return once the response's head is there, with its timers running. Raises an UpstreamError."""
         if self._proxies and self._needs_proxy(request.url):
-            return await _timed(self._proxied, request, timeouts)
-        return await self._direct.send(request, timeouts)
+            return _timed(self._proxied, request, timeouts)
+        return self._direct.send(request, timeouts)
 
     async def close(self) -> None:
         """Close every connection."""

@@ -14,6 +14,12 @@ __all__ = ["error_body", "error_event", "error_in", "error_of", "reported_usage"
 
 # No request has that many tokens: a larger number is a mistake, and would not fit a database's integers.
 _MAX_TOKENS: Final = 10**12
+# The first two are extensions of ours: which of the cached tokens are audio, and which writes are kept for an hour.
+_INSIDE_PROMPT: Final = (
+    *("cached_audio_tokens", "cache_write_1h_tokens"),
+    *("cache_write_tokens", "audio_tokens", "image_tokens"),
+)
+_INSIDE_COMPLETION: Final = ("reasoning_tokens", "audio_tokens", "image_tokens")
 
 
 def usage_of(document: Document) -> Usage | None:
@@ -55,27 +61,10 @@ def _in_classes(prompt: int, completion: int, audio_seconds: int, usage: Documen
     cached = token_count(inside_prompt, "cached_tokens")
     if cached is None:
         cached = token_count(usage, "prompt_cache_hit_tokens", "cached_tokens") or 0
-    # Two extensions of ours: which of the cache writes are kept for an hour, and which of the cached tokens are audio.
-    written_1h = _count(inside_prompt, "cache_write_1h_tokens")
-    cached_audio = _count(inside_prompt, "cached_audio_tokens")
-    cached, written, audio_in, image_in, uncached = _shared_out(
-        prompt,
-        (
-            cached,
-            _count(inside_prompt, "cache_write_tokens"),
-            _count(inside_prompt, "audio_tokens"),
-            _count(inside_prompt, "image_tokens"),
-        ),
-    )
+    cached_audio, written_1h, written, audio_in, image_in = _counts(inside_prompt, _INSIDE_PROMPT)
+    cached, written, audio_in, image_in, uncached = _shared_out(prompt, (cached, written, audio_in, image_in))
     inside_completion = _details(usage, "completion_tokens_details", "output_tokens_details")
-    reasoning, audio_out, image_out, text = _shared_out(
-        completion,
-        (
-            _count(inside_completion, "reasoning_tokens"),
-            _count(inside_completion, "audio_tokens"),
-            _count(inside_completion, "image_tokens"),
-        ),
-    )
+    reasoning, audio_out, image_out, text = _shared_out(completion, _counts(inside_completion, _INSIDE_COMPLETION))
     searched, region = usage.get("server_tool_use"), usage.get("inference_geo")
     return Usage(
         uncached_input_tokens=uncached,
@@ -89,7 +78,7 @@ def _in_classes(prompt: int, completion: int, audio_seconds: int, usage: Documen
         reasoning_output_tokens=reasoning,
         audio_output_tokens=audio_out,
         image_output_tokens=image_out,
-        web_searches=_count(searched, "web_search_requests") if isinstance(searched, dict) else 0,
+        web_searches=_counts(searched, ("web_search_requests",))[0] if isinstance(searched, dict) else 0,
         audio_seconds=audio_seconds,
         service_tier=tier,
         region=region if isinstance(region, str) else None,
@@ -127,9 +116,9 @@ def _details(usage: Document, *names: str) -> Document:
 
 
 # The values are whatever the provider sent.
-def _count(holder: Mapping[str, Any], name: str) -> int:
-    """A believable number of tokens, 0 for none; most of the members that are asked for are not there."""
-    return 0 if holder.get(name) is None else token_count(holder, name) or 0
+def _counts(holder: Mapping[str, Any], names: tuple[str, ...]) -> tuple[int, ...]:
+    """Believable numbers of tokens, 0 for none; most of the members that are asked for are not there, or are zero."""
+    return tuple([(token_count(holder, name) or 0) if holder.get(name) else 0 for name in names])
 
 
 # The values are whatever the provider sent.

@@ -6,7 +6,7 @@ same `register_providers` hook as a stranger's. Translation is sans-io: document
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 from urllib.parse import urlsplit
 
@@ -35,7 +35,7 @@ class StreamDecoder(Protocol):
 class Transport(Protocol):
     """How a request reaches an upstream: core's HTTP engine, or a provider's own."""
 
-    async def send(self, request: UpstreamRequest, timeouts: Timeouts) -> UpstreamResponse:
+    def send(self, request: UpstreamRequest, timeouts: Timeouts) -> Awaitable[UpstreamResponse]:
         """Send, and return once the response's head is there. Raises an UpstreamError."""
 
 
