@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
+from importlib.util import find_spec
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 Seconds = Annotated[float, Field(gt=0)]
 Pattern = Annotated[str, Field(min_length=1)]
 Price = Annotated[Decimal, Field(ge=0)]
+EventLoop = Literal["asyncio", "uvloop"]
 KeptBodies = Literal["none", "requests", "responses", "all"]
 # As good as for ever, and no date is too far to be reckoned with.
 MAX_DAYS: Final = 36_500
@@ -65,6 +67,16 @@ class ServerConfig(Section):
     )
     drain_seconds: Seconds = Field(default=30, description="How long running requests may go on when a worker stops.")
     tls: TLSConfig | None = Field(default=None, description="Serve HTTPS with these files; left out, plain HTTP.")
+    event_loop: EventLoop = Field(
+        default="asyncio", description="What workers run on; `uvloop` is quicker, and comes with `llmproxy[fast]`."
+    )
+
+    @field_validator("event_loop")
+    @classmethod
+    def _is_installed(cls, name: EventLoop) -> EventLoop:
+        if find_spec(name) is None:
+            raise ValueError("uvloop is not installed; install llmproxy[fast]")
+        return name
 
 
 class DatabaseConfig(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import secrets
 import signal
 import sys
@@ -13,7 +14,7 @@ from enum import Enum, auto
 
 from llmproxy.accepted import AcceptedConfig
 from llmproxy.app import App
-from llmproxy.config import Config
+from llmproxy.config import Config, EventLoop
 from llmproxy.errors import LLMProxyError
 from llmproxy.seat import CANNOT_START, WorkerSeat, log_refusal
 from llmproxy.services import Log
@@ -50,7 +51,12 @@ class _Order(Enum):
 
 def run_worker(seat: WorkerSeat, settings: WorkerSettings) -> int:
     """Serve until told to stop, or until the supervisor is gone; returns the exit code."""
-    return asyncio.run(_work(seat, settings))
+    with asyncio.Runner(loop_factory=_loop_factory(settings.config.server.event_loop)) as runner:
+        return runner.run(_work(seat, settings))
+
+
+def _loop_factory(name: EventLoop) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    return None if name == "asyncio" else importlib.import_module(name).new_event_loop
 
 
 async def _work(seat: WorkerSeat, settings: WorkerSettings) -> int:

@@ -148,6 +148,18 @@ def failing(serve: Serve) -> tuple[int, str, str]:
 # Workers
 
 
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+def test_workers_run_on_the_configured_event_loop(tmp_path: Path, config: Config, event_loop: str) -> None:
+    """On either one they answer, stream and drain; what is not asked for is not even loaded."""
+    config["server"] = {"event_loop": event_loop}
+    with Serve(tmp_path, config) as serve, contextlib.closing(serve.connect()) as connection:
+        loaded = {Path(each.path).parent.name for each in serve.workers()[0].memory_maps()}
+        assert ("uvloop" in loaded) is (event_loop == "uvloop")
+        assert json.load(serve.chat(connection, "first"))["choices"]
+        assert serve.chat(connection, "first", stream=True).read().endswith(b"data: [DONE]\n\n")
+        assert serve.stop() == 0
+
+
 def test_a_killed_worker_comes_back_and_no_request_is_lost(tmp_path: Path, config: Config) -> None:
     """While one of two workers is gone every new connection is served, and soon there are two again."""
     with Serve(tmp_path, config, "--workers", "2") as serve:
