@@ -13,10 +13,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # What an installation is made from; installed in place, so that only its metadata can go stale.
 METADATA := pyproject.toml llmproxy/__init__.py
+# Other gateways, which only their own benchmark needs.
+OTHERS := .gateways
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types system-parts format bench bench-quick docs wheel lock clean
+.PHONY: help run test lint types system-parts format bench bench-quick bench-others docs wheel lock clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +49,9 @@ bench: $(VENV)/.dev ## Measure what the gateway costs
 bench-quick: $(VENV)/.dev ## Fail when the gateway has become much dearer beside a bare relay
 	$(BIN)/python -m benchmarks.gate
 
+bench-others: $(VENV)/.dev $(OTHERS)/litellm/.made $(OTHERS)/portkey/.made ## Install LiteLLM and Portkey's gateway apart, and measure them beside llmproxy
+	$(BIN)/python -m benchmarks.others $(ARGS)
+
 docs: $(VENV)/.dev ## Make the generated pages anew
 	$(BIN)/python -m llmproxy.hookdocs > docs/hooks.md
 	$(BIN)/python -m tests.vendor_matrix
@@ -62,7 +67,7 @@ lock: ## Pin dependencies anew: ARGS=--upgrade for newer versions, ARGS="--upgra
 	$(COMPILE) pyproject.toml --all-extras --group dev -c requirements/runtime.txt -c requirements/build.txt -o requirements/dev.txt
 
 clean: ## Remove what was made, except a gateway's state
-	rm -rf $(VENV) dist tests/node/node_modules .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OTHERS) dist tests/node/node_modules .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmproxy needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -80,4 +85,16 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 
 tests/node/node_modules/.package-lock.json: $(VENV)/.dev tests/node/package.json tests/node/package-lock.json
 	tools/npm --prefix tests/node ci --no-audit --no-fund
+	@touch $@
+
+$(OTHERS)/litellm/.made: benchmarks/litellm.txt
+	$(PYTHON) -m venv --clear $(OTHERS)/litellm
+	$(OTHERS)/litellm/bin/python -m pip --disable-pip-version-check --no-input install --quiet -r $<
+	@touch $@
+
+$(OTHERS)/portkey/.made: $(VENV)/.dev benchmarks/portkey.json
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp benchmarks/portkey.json $(@D)/package.json
+	tools/npm --prefix $(@D) install --ignore-scripts --no-audit --no-fund
 	@touch $@

@@ -20,7 +20,7 @@ from benchmarks.load import WholeAnswers
 from benchmarks.nginx import MISSING, PROGRAM, nginx
 from benchmarks.processes import pin_apart, running
 from benchmarks.quotas import budgets, gateway
-from benchmarks.report import RELAY, Measure, database_microseconds, markdown, rate, wait, worker_microseconds
+from benchmarks.report import RELAY, Measure, database_microseconds, markdown, rate, ratio, wait, worker_microseconds
 from benchmarks.subjects import Sample, Subject, sample
 from llmproxy.plugins import installed
 
@@ -113,9 +113,9 @@ def _table(samples: Mapping[str, Sequence[Sample]]) -> str:
         [
             name,
             _figure(own, rate),
-            *(_ratio(own, samples[base], rate) for base in bases),
+            *(ratio(own, samples[base], rate) for base in bases),
             _figure(own, worker_microseconds),
-            *(_ratio(own, samples[base], worker_microseconds) for base in (RELAY, OFF)),
+            *(ratio(own, samples[base], worker_microseconds) for base in (RELAY, OFF)),
             _figure(own, database_microseconds),
             *(_figure(own, wait(percent), decimals=2) for percent in (50, 99)),
         ]
@@ -126,11 +126,6 @@ def _table(samples: Mapping[str, Sequence[Sample]]) -> str:
 
 def _figure(own: Sequence[Sample], measure: Measure, *, decimals: int = 0) -> str:
     return f"{median(map(measure, own)):,.{decimals}f}"
-
-
-def _ratio(own: Sequence[Sample], base: Sequence[Sample], measure: Measure) -> str:
-    ratios = [measure(one) / measure(other) for one, other in zip(own, base, strict=True)]
-    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from benchmarks.processes import stop
+from benchmarks.processes import free_port, stop, wait_for
 
 # Debian keeps it where only administrators look.
 PROGRAM: Final = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -52,27 +50,12 @@ http {{
 def nginx(upstream_port: int) -> Iterator[tuple[psutil.Process, int]]:
     """One process of it with everything off: the process, and its port. Raises RuntimeError when it does not start."""
     with tempfile.TemporaryDirectory(prefix="llmproxy-benchmarks-") as place:
-        port, config = _free_port(), Path(place) / "nginx.conf"
+        port, config = free_port(), Path(place) / "nginx.conf"
         config.write_text(_CONFIG.format(directory=place, upstream_port=upstream_port, port=port))
         command = [str(PROGRAM), "-p", place, "-c", str(config), "-e", f"{place}/error.log"]
         with subprocess.Popen(command, text=True) as process:
             try:
-                _wait_for(port)
+                wait_for(process, port, _START_SECONDS)
                 yield psutil.Process(process.pid), port
             finally:
                 stop(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _wait_for(port: int) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
-        time.sleep(0.02)
-    raise RuntimeError("nginx does not accept connections.")

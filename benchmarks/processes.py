@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,6 +112,23 @@ def first_line(process: subprocess.Popen[str]) -> str:
     if not line:
         raise RuntimeError("A process that is measured has ended before it served.")
     return line
+
+
+def free_port() -> int:
+    """One that nobody listens on, for a program that cannot choose for itself."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(process: subprocess.Popen[str], port: int, seconds: float) -> None:
+    """Wait until a process accepts connections. Raises RuntimeError when it has ended, or does not in that time."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < until:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
+    raise RuntimeError("A process that is measured does not accept connections.")
 
 
 def stop(process: subprocess.Popen[str]) -> None:

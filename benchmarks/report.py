@@ -58,6 +58,12 @@ def worst_stretch(sample: Sample) -> float:
     return (max(sample.seen.stretches) - 1) * 100
 
 
+def ratio(own: Sequence[Sample], base: Sequence[Sample], measure: Measure) -> str:
+    """How many times another's it is, taken round by round: the median, and the range."""
+    ratios = [measure(one) / measure(other) for one, other in zip(own, base, strict=True)]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def table(samples: Samples, columns: Sequence[Column]) -> str:
     """A row for each subject."""
     head = ["", *(title for column in columns for title in _titles(column))]

@@ -29,6 +29,7 @@ class Order:
         gap_ms: The time between two events; 0 streams as fast as the reader reads.
         model: What is asked for; the answer is the same for every model.
         key: What the client presents.
+        headers: Further lines of the request's head, each with its end.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Order:
     gap_ms: int = 0
     model: str = MODEL
     key: str = API_KEY
+    headers: bytes = b""
 
     def request(self) -> bytes:
         """The request on the wire."""
@@ -47,7 +49,7 @@ class Order:
             b'"stream":true,"stream_options":{"include_usage":true},' if self.events else b"",
             _PROMPT,
         )
-        return _HEAD % (self.key.encode(), len(body)) + body
+        return _HEAD % (self.key.encode(), self.headers, len(body)) + body
 
     def answer(self) -> bytes:
         """The body of a whole answer."""
@@ -70,10 +72,18 @@ class Order:
         """The body of a streamed answer."""
         return b"".join(map(self.event, range(self.events))) + self.end()
 
+    def is_answer(self, body: bytes) -> bool:
+        """Whether this is the body of its whole answer."""
+        return body == self.answer()
+
+    def is_stream(self, body: bytes) -> bool:
+        """Whether this is the body of its streamed answer."""
+        return body == self.stream()
+
 
 _HEAD: Final = (
     f"POST {PATH} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer %b\r\n"
-    "Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    "Accept: application/json\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
 ).encode()
 
 
