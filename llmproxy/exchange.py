@@ -104,11 +104,12 @@ class Request:
 
     Attributes:
         document: The request as JSON, edits included.
+        model: The model name as it stands in the document.
         is_stream: Whether the client asked for server-sent events.
     """
 
     # Attributes rather than properties: they are read a dozen times for each request.
-    __slots__ = ("_body", "_edits", "_encoded", "document", "is_stream", "operation")
+    __slots__ = ("_body", "_edits", "_encoded", "document", "is_stream", "model", "operation")
 
     def __init__(self, operation: Operation, body: bytes, document: Document) -> None:
         self.operation: Final = operation
@@ -116,13 +117,7 @@ class Request:
         self._edits: dict[str, Any] = {}
         # The body with the edits in it, as long as none is added: it is measured before it is sent.
         self._encoded: bytes | None = body
-        self.document = document
-        self.is_stream = document.get("stream") is True and operation is not Operation.EMBEDDINGS
-
-    @property
-    def model(self) -> str:
-        """The model name as it stands in the document."""
-        return str(self.document["model"])
+        self._read(document)
 
     @property
     def size_bytes(self) -> int:
@@ -159,9 +154,12 @@ class Request:
     def _edit(self, name: str, value: object, document: Document) -> None:
         self._edits[name] = value
         self._encoded = None
+        self._read(document)
+
+    def _read(self, document: Document) -> None:
         self.document = document
-        if name == "stream":
-            self.is_stream = document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
+        self.model = str(document.get("model"))
+        self.is_stream = document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
 
 
 class Usage(NamedTuple):

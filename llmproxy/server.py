@@ -263,7 +263,13 @@ class Server(web.Server):
         self.live_requests += 1
         self._idle.clear()
         try:
-            await self._serve(client)
+            try:
+                self._check_head(client)
+                await self._handler(client)
+            except ClientDisconnected:
+                raise
+            except LLMProxyError as error:
+                await client.refuse(error)
         except ClientDisconnected:
             client.abort()
         finally:
@@ -272,15 +278,6 @@ class Server(web.Server):
             if not self.live_requests:
                 self._idle.set()
         return client.response or web.Response(status=500)
-
-    async def _serve(self, client: ClientConnection) -> None:
-        try:
-            self._check_head(client)
-            await self._handler(client)
-        except ClientDisconnected:
-            raise
-        except LLMProxyError as error:
-            await client.refuse(error)
 
     def _check_head(self, client: ClientConnection) -> None:
         """What the parser lets pass: fields too large in sum, and framing that others may read in another way."""
@@ -312,6 +309,11 @@ class _Connection(web.RequestHandler):
             self._end_broken_body()
         elif self._head_since is None and self._is_idle:
             self._head_since = self._loop.time()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - as aiohttp calls it
+        """Go on where reading was held up; aiohttp asks twice for each request, and hardly ever was it."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
 
     def head_overdue(self, now: float, head_seconds: float) -> bool:
         """Whether a request head was begun and has not ended in time."""
