@@ -231,10 +231,13 @@ class Leases:
 
         Raises StorageError when Postgres does not answer.
         """
-        if self._clock.monotonic() < self._away_until:
+        now = self._clock.monotonic()
+        if now < self._away_until:
             raise _away()
         waiting = self._next
         for lease, amount in lacks:
+            # Who waits uses it: it must still be there when a slice comes.
+            lease.used_at = now
             waiting.want(lease).add(amount)
         self._call_soon()
         await waiting.done.wait()

@@ -275,6 +275,30 @@ async def wait_until_leased(database: Postgres, name: str) -> None:
     raise TimeoutError
 
 
+async def test_what_comes_while_the_house_is_kept_is_not_lost(make_worker: MakeWorker, watched: Postgres) -> None:
+    """A lease that waits for its first slice is in use: it is still there when that has come, and gives it back."""
+    worker = await make_worker()
+    worker.clock.advance(3600)
+    day = allowance("a", 100)
+    async with asyncio.TaskGroup() as tasks:
+        async with watched.transaction() as connection:
+            # Holds up the call inside Postgres.
+            await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
+            exchange = worker.let_in()
+            reserving = tasks.create_task(worker.reserve(exchange, (day, ONE)))
+            await wait_for_lock(watched)
+            worker.quotas._leases.tidy()
+    await worker.settle_and_end(exchange, reserving.result(), ONE)
+    assert await leased(watched, "a") > 0
+    worker.clock.advance(60)
+    worker.quotas._leases.tidy()
+    for _ in range(200):
+        if not await leased(watched, "a"):
+            break
+        await asyncio.sleep(0.02)
+    assert (await settled(watched, "a"), await leased(watched, "a")) == (ONE, 0)
+
+
 async def test_a_call_that_comes_too_late_gets_nothing(make_worker: MakeWorker, watched: Postgres) -> None:
     """A dead worker's call that Postgres carries out while or after its journal is replayed leaves nothing held."""
     dead, heir = await make_worker(), await make_worker()

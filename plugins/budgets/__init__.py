@@ -129,10 +129,10 @@ class Budgets:
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Say what is left."""
-        held = exchange.state.get(HELD)
-        last = next((each for each in reversed(exchange.attempts) if each.number in held), None) if held else None
-        if held and last:
-            self._say_what_is_left(exchange, last, held[last.number])
+        for attempt in reversed(exchange.attempts):
+            if (held := _held(exchange, attempt)) is not None:
+                self._say_what_is_left(exchange, attempt, held)
+                break
 
     # Small print
 
