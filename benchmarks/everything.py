@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from statistics import median
 from typing import Final
 
 import uvloop
 
 from benchmarks.load import WholeAnswers
 from benchmarks.nginx import MISSING, PROGRAM, nginx
-from benchmarks.processes import pin_apart, running
+from benchmarks.processes import running
 from benchmarks.quotas import budgets, gateway
-from benchmarks.report import RELAY, Measure, database_microseconds, markdown, rate, ratio, wait, worker_microseconds
-from benchmarks.subjects import Sample, Subject, sample
+from benchmarks.report import RELAY, database_microseconds, rate, wait, worker_microseconds
+from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.subjects import Subject
 from llmproxy.plugins import installed
 
 NGINX: Final = "nginx"
@@ -46,13 +45,13 @@ _PLUGINS: Final[Mapping[str, str]] = {
 _EVERYTHING: Final = ("budgets", "rate_limits", "routing", "fallback")
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much of it."""
-
-    rounds: int
-    seconds: float
-
+_COLUMNS: Final = (
+    Beside("answers/s", rate, (NGINX, RELAY, OFF)),
+    Beside("CPU µs", worker_microseconds, (RELAY, OFF)),
+    Beside("database µs", database_microseconds),
+    Beside("p50 ms", wait(50), decimals=2),
+    Beside("p99 ms", wait(99), decimals=2),
+)
 
 FULL: Final = Scale(rounds=7, seconds=2)
 QUICK: Final = Scale(rounds=3, seconds=1.5)
@@ -73,18 +72,17 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
     numbers = itertools.count(1)
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*_others(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
-        pin_apart(subjects)
-        for subject in subjects:
-            await sample(subject, WholeAnswers(8, 0.5), numbers)
+        subjects = [*plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
+        await prepare(subjects, numbers)
         for clients in (64, 8, 1):
-            samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
-            for _, subject in itertools.product(range(scale.rounds), subjects):
-                samples[subject.name].append(await sample(subject, WholeAnswers(clients, scale.seconds), numbers))
-            print(f"### Whole answers, {clients} client{'s' * (clients > 1)}\n\n{_table(samples)}\n", flush=True)
+            load = WholeAnswers(clients, scale.seconds)
+            samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
+            title = f"Whole answers, {clients} client{'s' * (clients > 1)}"
+            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
 
 
-def _others(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
+def plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
+    """nginx where there is one, and the bare relay."""
     if PROGRAM is not None:
         process, port = stack.enter_context(nginx(upstream_port))
         yield Subject(NGINX, port, process)
@@ -94,38 +92,20 @@ def _others(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
 
 def gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:
     """A gateway without plugins, one with everything on and, if wanted, one for each plugin."""
-    there = [name for name in _PLUGINS if name in installed()]
-    wanted = {OFF: "plugins: []", ON: _enabled(name for name in there if name in _EVERYTHING)}
+    wanted = {OFF: "plugins: []", ON: everything()}
     if alone:
-        wanted |= {f"llmproxy, {name}": _enabled([name]) for name in there}
+        wanted |= {f"llmproxy, {name}": _enabled([name]) for name in _PLUGINS if name in installed()}
     for name, plugins in wanted.items():
         yield stack.enter_context(gateway(name, upstream_port, plugins))
 
 
-def _enabled(names: Iterator[str] | Sequence[str]) -> str:
+def everything() -> str:
+    """Everything on, as a configuration's plugins."""
+    return _enabled(name for name in _EVERYTHING if name in installed())
+
+
+def _enabled(names: Iterable[str]) -> str:
     return "plugins:\n" + "".join(_PLUGINS[name] for name in names)
-
-
-def _table(samples: Mapping[str, Sequence[Sample]]) -> str:
-    bases = [name for name in (NGINX, RELAY, OFF) if name in samples]
-    head = ["", "answers/s", *(f"of {name}" for name in bases), "CPU µs", f"of {RELAY}", f"of {OFF}"]
-    rows = [
-        [
-            name,
-            _figure(own, rate),
-            *(ratio(own, samples[base], rate) for base in bases),
-            _figure(own, worker_microseconds),
-            *(ratio(own, samples[base], worker_microseconds) for base in (RELAY, OFF)),
-            _figure(own, database_microseconds),
-            *(_figure(own, wait(percent), decimals=2) for percent in (50, 99)),
-        ]
-        for name, own in samples.items()
-    ]
-    return markdown([*head, "database µs", "p50 ms", "p99 ms"], rows)
-
-
-def _figure(own: Sequence[Sample], measure: Measure, *, decimals: int = 0) -> str:
-    return f"{median(map(measure, own)):,.{decimals}f}"
 
 
 if __name__ == "__main__":

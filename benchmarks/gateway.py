@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -42,8 +42,13 @@ class Gateway:
     """A gateway that serves."""
 
     port: int
-    worker: psutil.Process
+    workers: tuple[psutil.Process, ...]
     database: psutil.Process
+
+    @property
+    def worker(self) -> psutil.Process:
+        """The first of its workers, which mostly is the only one."""
+        return self.workers[0]
 
     async def recorded(self, since: datetime) -> int:
         """How many requests that came since then the ledger in Postgres holds."""
@@ -59,6 +64,25 @@ class Installation:
     """A state directory and a configuration, to start a gateway from again and again."""
 
     directory: Path
+
+    @property
+    def journal(self) -> Path:
+        """Where its gateways keep what is not in Postgres yet."""
+        return self.directory / "state" / "journal"
+
+    def edit(self, edits: Mapping[str, str]) -> None:
+        """Replace parts of the configuration. Raises ValueError when one is not there.
+
+        Args:
+            edits: What takes the place of each part.
+        """
+        config = self.directory / "config.yaml"
+        text = config.read_text()
+        for old, new in edits.items():
+            if old not in text:
+                raise ValueError(f"{old!r} is not in the configuration.")
+            text = text.replace(old, new)
+        config.write_text(text)
 
     @contextmanager
     def serving(self, program: str = "llmproxy") -> Iterator[Gateway]:
@@ -82,8 +106,8 @@ class Installation:
         document = orjson.loads(greeting)
         supervisor = psutil.Process(document["pid"])
         postmaster = psutil.Process(int((self._database / "postmaster.pid").read_text().split()[0]))
-        worker = next(child for child in supervisor.children() if child != postmaster)
-        return Gateway(int(document["url"].rpartition(":")[2]), worker, postmaster)
+        workers = tuple(child for child in supervisor.children() if child != postmaster)
+        return Gateway(int(document["url"].rpartition(":")[2]), workers, postmaster)
 
     @property
     def _database(self) -> Path:

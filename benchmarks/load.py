@@ -14,7 +14,7 @@ from benchmarks.traffic import Order, unchunked
 # Far beyond anything that is measured: a proxy that never answers must not hang the run.
 DEADLINE_SECONDS: Final = 60
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_OK: Final = b"HTTP/1.1 200 "
+OK: Final = b"HTTP/1.1 200 "
 
 
 class WrongAnswerError(Exception):
@@ -28,6 +28,7 @@ class Seen:
     Attributes:
         seconds: From the first request to the end of the last answer.
         units: Answers, or events of streams.
+        unanswered: Requests that were given up before anything came: a proxy may or may not have read them.
         waits: From each request to the end of its whole answer, or to the first event of its stream.
         stretches: How long each paced stream took, against how long it should have taken.
     """
@@ -35,6 +36,7 @@ class Seen:
     seconds: float = 0.0
     requests: int = 0
     units: int = 0
+    unanswered: int = 0
     waits: list[float] = field(default_factory=list)
     stretches: list[float] = field(default_factory=list)
 
@@ -52,17 +54,19 @@ class WholeAnswers:
 
     Attributes:
         order: Makes the order of a number.
+        field: What the head of every answer has to have in it.
     """
 
     clients: int
     seconds: float
     order: Callable[[int], Order] = Order
+    field: bytes = b""
 
     async def run(self, port: int, numbers: Iterator[int]) -> Seen:
         """Ask until the time is over. Raises WrongAnswerError."""
         seen, until = Seen(), perf_counter() + self.seconds
         orders = map(self.order, numbers)
-        return await _run([_Asker(seen, orders, until) for _ in range(self.clients)], port, seen)
+        return await run([_Asker(seen, orders, until, self.field) for _ in range(self.clients)], port, seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +91,14 @@ class Streams:
             _Listener(seen, self.order(next(numbers), self.events, self.gap_ms), self._is_live)
             for _ in range(self.count)
         ]
-        return await _run(listeners, port, seen)
+        return await run(listeners, port, seen)
 
     def _is_live(self, seen: Seen) -> None:
         if self.when_live and len(seen.waits) == self.count:
             self.when_live()
 
 
-class _Client(asyncio.Protocol):
+class Client(asyncio.Protocol):
     """One connection."""
 
     _transport: asyncio.Transport
@@ -104,10 +108,12 @@ class _Client(asyncio.Protocol):
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is open."""
         # uvloop's transports have the methods without the base class.
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        """It has been closed, by either side."""
         self._fail("The connection was closed before the answer was complete.")
 
     def start(self) -> None:
@@ -132,13 +138,14 @@ class _Client(asyncio.Protocol):
             self.finished.set_exception(WrongAnswerError(reason))
 
 
-class _Asker(_Client):
+class _Asker(Client):
     """Asks for whole answers, one after the other."""
 
-    def __init__(self, seen: Seen, orders: Iterator[Order], until: float) -> None:
+    def __init__(self, seen: Seen, orders: Iterator[Order], until: float, field: bytes) -> None:
         super().__init__(seen)
         self._orders = orders
         self._until = until
+        self._field = field
         self._received = b""
 
     def start(self) -> None:
@@ -150,7 +157,7 @@ class _Asker(_Client):
         if head_size < 4:
             return None
         length = _LENGTH.search(received, 0, head_size)
-        if length is None or not received.startswith(_OK):
+        if length is None or not received.startswith(OK) or received.find(self._field, 0, head_size) < 0:
             return self._fail(f"Not an answer: {received[:500]!r}")
         if len(received) >= head_size + int(length[1]):
             self._received = b""
@@ -167,7 +174,7 @@ class _Asker(_Client):
         return self.start() if now < self._until else self._finish()
 
 
-class _Listener(_Client):
+class _Listener(Client):
     """Reads one stream."""
 
     def __init__(self, seen: Seen, order: Order, is_live: Callable[[Seen], None]) -> None:
@@ -194,7 +201,7 @@ class _Listener(_Client):
     def _ended(self) -> None:
         now, order = perf_counter(), self._order
         head, _, body = b"".join(self._pieces).partition(b"\r\n\r\n")
-        if not head.startswith(_OK) or self._first_at is None or not order.is_stream(unchunked(body)):
+        if not head.startswith(OK) or self._first_at is None or not order.is_stream(unchunked(body)):
             return self._fail(f"The stream differs: {head!r} {body[-500:]!r}")
         self._seen.requests += 1
         self._seen.units += order.events
@@ -203,7 +210,7 @@ class _Listener(_Client):
         return self._finish()
 
 
-async def _run(clients: Sequence[_Client], port: int, seen: Seen) -> Seen:
+async def run(clients: Sequence[Client], port: int, seen: Seen) -> Seen:
     """Connect everybody, start everybody, and wait for everybody."""
     for client in clients:
         await _connect(client, port)
@@ -220,5 +227,5 @@ async def _run(clients: Sequence[_Client], port: int, seen: Seen) -> Seen:
     return seen
 
 
-async def _connect(client: _Client, port: int) -> None:
+async def _connect(client: Client, port: int) -> None:
     await asyncio.get_running_loop().create_connection(lambda: client, "127.0.0.1", port)

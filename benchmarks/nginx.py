@@ -23,7 +23,7 @@ daemon off;
 master_process off;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 16384; }}
 http {{
     access_log off;
     client_body_temp_path {directory}/bodies;
@@ -35,11 +35,13 @@ http {{
     server {{
         listen 127.0.0.1:{port};
         keepalive_requests 1000000000;
+        client_max_body_size 0;
         location / {{
             proxy_pass http://bench;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
+            proxy_request_buffering off;
         }}
     }}
 }}

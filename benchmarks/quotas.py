@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Final
 
 import uvloop
@@ -96,13 +97,14 @@ def _line(name: str, own: Sequence[Sample], off: Sequence[Sample]) -> str:
 
 
 @contextmanager
-def gateway(name: str, upstream_port: int, plugins: str) -> Iterator[Subject]:
-    """A gateway with these plugins and a database of its own."""
+def gateway(
+    name: str, upstream_port: int, plugins: str, edits: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Subject]:
+    """A gateway with these plugins, further edits of its configuration and a database of its own."""
     with tempfile.TemporaryDirectory(prefix="llmproxy-benchmarks-") as place:
         directory = Path(place)
         with installation(directory, upstream_port) as installed:
-            config = directory / "config.yaml"
-            config.write_text(config.read_text().replace(_NO_PLUGINS, plugins))
+            installed.edit({_NO_PLUGINS: plugins, **edits})
             with installed.serving() as served:
                 yield Subject(name, served.port, served.worker, served)
 

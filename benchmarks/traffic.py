@@ -11,6 +11,7 @@ MODEL: Final = "bench/model"
 PATH: Final = "/v1/chat/completions"
 
 _PROMPT: Final = b"Say in a few words what a gateway is good for, and leave out what everybody knows. " * 6
+_MESSAGES: Final = b'{"role":"user","content":"%b"}' % _PROMPT
 _TEXT: Final = b"A gateway is one door with one lock: whoever comes in is known, counted and shown the way. " * 4
 _USER: Final = re.compile(rb'"user":"(\d+)-(\d+)-(\d+)"')
 _USAGE: Final = b'"usage":{"prompt_tokens":112,"completion_tokens":84,"total_tokens":196}'
@@ -30,6 +31,7 @@ class Order:
         model: What is asked for; the answer is the same for every model.
         key: What the client presents.
         headers: Further lines of the request's head, each with its end.
+        messages: The conversation, as JSON without its brackets.
     """
 
     number: int
@@ -38,16 +40,17 @@ class Order:
     model: str = MODEL
     key: str = API_KEY
     headers: bytes = b""
+    messages: bytes = _MESSAGES
 
     def request(self) -> bytes:
         """The request on the wire."""
-        body = b'{"model":"%b","user":"%d-%d-%d",%b"messages":[{"role":"user","content":"%b"}]}' % (
+        body = b'{"model":"%b","user":"%d-%d-%d",%b"messages":[%b]}' % (
             self.model.encode(),
             self.number,
             self.events,
             self.gap_ms,
             b'"stream":true,"stream_options":{"include_usage":true},' if self.events else b"",
-            _PROMPT,
+            self.messages,
         )
         return _HEAD % (self.key.encode(), self.headers, len(body)) + body
 
@@ -98,6 +101,16 @@ def order_in(body: bytes) -> Order:
 def chunk(data: bytes) -> bytes:
     """One chunk of HTTP's chunked encoding."""
     return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def unchunked_so_far(data: bytes) -> bytes:
+    """The body that the whole chunks among some data make."""
+    pieces, position = [], 0
+    while (start := data.find(b"\r\n", position) + 2) > 1:
+        end = start + int(data[position : start - 2], 16)
+        pieces.append(data[start:end])
+        position = end + 2
+    return b"".join(pieces)
 
 
 def unchunked(data: bytes) -> bytes:

@@ -13,6 +13,9 @@ from benchmarks.traffic import Order, chunk, order_in
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
 _WHOLE_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+_FAILURE: Final = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}"
+# How requests begin that fail, whatever they ask for.
+FAILING: Final = b"POST /failing/"
 _STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 # At full speed: events for each turn of the loop, so that all streams go on together.
 _EVENTS_PER_TURN: Final = 16
@@ -25,7 +28,8 @@ class Upstream(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._received = b""
+        # Grows in place: a long request comes in many pieces.
+        self._received = bytearray()
         self._stream: _Stream | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -58,8 +62,11 @@ class Upstream(asyncio.Protocol):
             raise ValueError("The upstream of the benchmarks takes bodies with a length only.")
         length = _LENGTH.search(self._received, 0, head_size)
         if length and len(self._received) >= head_size + int(length[1]):
-            body, self._received = self._received[head_size:], b""
-            self._answer(order_in(body))
+            received, self._received = bytes(self._received), bytearray()
+            if received.startswith(FAILING):
+                self._transport.write(_FAILURE)
+            else:
+                self._answer(order_in(received[head_size:]))
 
     def _answer(self, order: Order) -> None:
         if order.events:

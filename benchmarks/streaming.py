@@ -1,0 +1,63 @@
+"""`python -m benchmarks.streaming`: many live streams, with and without everything on, beside a bare relay and nginx.
+
+The subjects take turns within each round; ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Final
+
+import uvloop
+
+from benchmarks.everything import NGINX, OFF, gateways, plain_proxies
+from benchmarks.load import Load, Streams
+from benchmarks.nginx import MISSING, PROGRAM
+from benchmarks.processes import allow_files, running
+from benchmarks.report import RELAY, rate, wait, worker_microseconds, worst_stretch
+from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+
+_COLUMNS: Final = (
+    Beside("events/s", rate),
+    Beside("CPU µs/event", worker_microseconds, (NGINX, RELAY, OFF), decimals=1),
+    Beside("core busy, %", lambda each: each.busy * 100),
+    Beside("first event p50 ms", wait(50)),
+    Beside("p99 ms", wait(99)),
+    Beside("slowest stream late, %", worst_stretch, decimals=1),
+)
+FULL: Final = Scale(rounds=5, seconds=15)
+QUICK: Final = Scale(rounds=1, seconds=5)
+
+
+def main() -> None:
+    """Measure, and print as the figures come."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Measure many streams.")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    # Each stream takes two files of its worker, and one of each end.
+    allow_files()
+    uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
+
+
+async def _measure(scale: Scale) -> None:
+    if PROGRAM is None:
+        print(f"{MISSING}\n", flush=True)
+    numbers = itertools.count(1)
+    with ExitStack() as stack:
+        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
+        subjects = [*plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=False)]
+        await prepare(subjects, numbers)
+        for title, load in _loads(scale.seconds):
+            samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
+            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
+
+
+def _loads(seconds: float) -> Iterator[tuple[str, Load]]:
+    for count, gap_ms in ((100, 5), (500, 100), (2_000, 500)):
+        yield f"{count:,} streams, an event every {gap_ms} ms", Streams(count, int(seconds * 1000 / gap_ms), gap_ms)
+
+
+if __name__ == "__main__":
+    main()
