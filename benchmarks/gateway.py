@@ -23,6 +23,7 @@ from benchmarks.traffic import API_KEY
 from llmproxy.embedded_files import home
 
 ADMIN_KEY: Final = "sk-benchmarks-admin-93b1e7d0c25f4a68"
+WORKSPACE: Final = "acme"
 _CONFIG: Final = """\
 server: {{host: 127.0.0.1, port: 0, workers: 1}}
 database: {{url: embedded}}
@@ -30,7 +31,7 @@ logging: {{level: warning}}
 providers:
   bench: {{kind: openai, base_url: "http://127.0.0.1:{port}/v1", api_key: of-the-vendor}}
 workspaces:
-  acme: {{keys: ["{key}"]}}
+  {workspace}: {{keys: ["{key}"]}}
 prices:
   - {{match: "bench/*", input_usd_per_mtok: 1, output_usd_per_mtok: 2}}
 plugins: []
@@ -50,9 +51,10 @@ class Gateway:
         """The first of its workers, which mostly is the only one."""
         return self.workers[0]
 
-    async def recorded(self, since: datetime) -> int:
-        """How many requests that came since then the ledger in Postgres holds."""
-        url = URL(f"http://127.0.0.1:{self.port}/admin/v1/spend").with_query(by="workspace", since=since.isoformat())
+    async def recorded(self, since: datetime, workspace: str | None = None) -> int:
+        """How many requests that came since then the ledger in Postgres holds, of one workspace or of all."""
+        query = {"by": "workspace", "since": since.isoformat()} | ({"workspace": workspace} if workspace else {})
+        url = URL(f"http://127.0.0.1:{self.port}/admin/v1/spend").with_query(query)
         headers = {"authorization": f"Bearer {ADMIN_KEY}"}
         async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
             answer.raise_for_status()
@@ -117,7 +119,7 @@ class Installation:
 @contextmanager
 def installation(directory: Path, upstream_port: int) -> Iterator[Installation]:
     """A configuration in an empty directory; what its database leaves elsewhere is removed in the end."""
-    (directory / "config.yaml").write_text(_CONFIG.format(port=upstream_port, key=API_KEY))
+    (directory / "config.yaml").write_text(_CONFIG.format(port=upstream_port, key=API_KEY, workspace=WORKSPACE))
     try:
         yield Installation(directory)
     finally:

@@ -28,7 +28,6 @@ class Seen:
     Attributes:
         seconds: From the first request to the end of the last answer.
         units: Answers, or events of streams.
-        unanswered: Requests that were given up before anything came: a proxy may or may not have read them.
         waits: From each request to the end of its whole answer, or to the first event of its stream.
         stretches: How long each paced stream took, against how long it should have taken.
     """
@@ -36,7 +35,6 @@ class Seen:
     seconds: float = 0.0
     requests: int = 0
     units: int = 0
-    unanswered: int = 0
     waits: list[float] = field(default_factory=list)
     stretches: list[float] = field(default_factory=list)
 
@@ -211,18 +209,20 @@ class _Listener(Client):
 
 
 async def run(clients: Sequence[Client], port: int, seen: Seen) -> Seen:
-    """Connect everybody, start everybody, and wait for everybody."""
-    for client in clients:
-        await _connect(client, port)
-    started = perf_counter()
-    for client in clients:
-        client.start()
+    """Connect everybody, start everybody, and wait for everybody. Raises WrongAnswerError."""
+    connected: list[Client] = []
     try:
+        for client in clients:
+            await _connect(client, port)
+            connected.append(client)
+        started = perf_counter()
+        for client in clients:
+            client.start()
         async with asyncio.timeout(DEADLINE_SECONDS):
             await asyncio.gather(*(client.finished for client in clients))
         seen.seconds = perf_counter() - started
     finally:
-        for client in clients:
+        for client in connected:
             client.close()
     return seen
 

@@ -27,12 +27,14 @@ class Subject:
     Attributes:
         worker: The process that answers; None where the load talks to the upstream itself.
         gateway: Set when it is one, whose records are then waited for and counted.
+        workspace: The only one whose records count; None when all do.
     """
 
     name: str
     port: int
     worker: psutil.Process | None = None
     gateway: Gateway | None = None
+    workspace: str | None = None
 
     @property
     def database(self) -> psutil.Process | None:
@@ -44,7 +46,7 @@ class Subject:
         if self.gateway is None:
             return
         until = perf_counter() + _RECORDED_SECONDS
-        while (recorded := await self.gateway.recorded(since)) < requests and perf_counter() < until:  # noqa: ASYNC110 - it is another process that is waited for
+        while (recorded := await self.gateway.recorded(since, self.workspace)) < requests and perf_counter() < until:  # noqa: ASYNC110 - it is another process that is waited for
             await asyncio.sleep(_POLL_SECONDS)
         if recorded != requests:
             raise RuntimeError(f"{requests} requests were answered and {recorded} are in the ledger.")
