@@ -2,12 +2,13 @@
 
 Workers have a core each; the load, the upstream and Postgres move between all cores, and so take from the workers what
 they need. Where that is much, answers per second say little about workers: what they could do with cores to themselves
-follows from the CPU time that the busiest of them spends on each answer.
+follows from the CPU time that they spend on each answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from benchmarks.rounds import Scale
 from benchmarks.subjects import Subject
 
 WORKERS: Final = (1, 2)
+_BUSIEST: Final = "connections / CPU of the busiest worker, each round"
 FULL: Final = Scale(rounds=7, seconds=3)
 QUICK: Final = Scale(rounds=2, seconds=1.5)
 
@@ -40,11 +42,13 @@ class Taken:
 
     Attributes:
         worker_seconds: CPU time of each worker.
+        clients: How many connections each worker had.
         all_seconds: CPU time of everything that runs here: workers, database, load and upstream.
     """
 
     seen: Seen
     worker_seconds: Sequence[float]
+    clients: Sequence[int]
     all_seconds: float
 
     def rate(self) -> float:
@@ -60,12 +64,13 @@ class Taken:
         return self.all_seconds / self.seen.units * 1e6
 
     def possible(self) -> float:
-        """Answers a second when the busiest worker has a core to itself and nobody else is in the way."""
-        return self.seen.units / max(self.worker_seconds)
+        """Answers a second when each worker has a core to itself, and always something to do."""
+        return len(self.worker_seconds) * self.seen.units / sum(self.worker_seconds)
 
-    def busiest(self) -> float:
-        """The busiest worker's share of the CPU time of all workers, in percent."""
-        return max(self.worker_seconds) / sum(self.worker_seconds) * 100
+    def busiest(self) -> str:
+        """The shares of the busiest worker: of the connections, and of the CPU time of all workers."""
+        shares = max(self.clients) / sum(self.clients), max(self.worker_seconds) / sum(self.worker_seconds)
+        return " / ".join(f"{share:.0%}" for share in shares)
 
 
 # What was measured, one a round.
@@ -115,28 +120,42 @@ def _spread(serving: Gateway) -> None:
 async def _take(subject: Subject, load: WholeAnswers, numbers: Iterator[int]) -> Taken:
     since, workers = datetime.now(UTC), _gateway(subject).workers
     before, all_before = [cpu_seconds(worker) for worker in workers], cpu_seconds(psutil.Process())
-    seen = await load.run(subject.port, numbers)
+    async with asyncio.TaskGroup() as both:
+        loaded = both.create_task(load.run(subject.port, numbers))
+        counted = both.create_task(_clients(subject, after_seconds=load.seconds / 2))
+    seen = loaded.result()
     await subject.settle(seen.requests, since)
     used = [cpu_seconds(worker) - spent for worker, spent in zip(workers, before, strict=True)]
-    return Taken(seen, used, cpu_seconds(psutil.Process()) - all_before)
+    return Taken(seen, used, counted.result(), cpu_seconds(psutil.Process()) - all_before)
+
+
+async def _clients(subject: Subject, *, after_seconds: float) -> Sequence[int]:
+    """How many connections each worker has then."""
+    await asyncio.sleep(after_seconds)
+    return [
+        sum(each.laddr.port == subject.port and each.status == psutil.CONN_ESTABLISHED for each in connections)
+        for connections in [worker.net_connections("tcp") for worker in _gateway(subject).workers]
+    ]
 
 
 def _table(taken: Measured) -> str:
     count_of_cores = os.cpu_count() or 1
-    head = ["workers", "answers/s", "of one", "CPU µs of the workers", "of one", "of everything", "busiest worker, %"]
+    head = ["workers", "answers/s", "of one", "CPU µs of the workers", "of one", "of everything"]
     rows = [
         [
             str(count),
             *_beside(own, taken[1], Taken.rate),
             *_beside(own, taken[1], Taken.worker_microseconds),
             f"{median(map(Taken.all_microseconds, own)):,.0f}",
-            f"{median(map(Taken.busiest, own)):.0f}",
             f"{median(count_of_cores * 1e6 / each.all_microseconds() for each in own):,.0f}",
             *_beside(own, taken[1], Taken.possible),
+            ", ".join(map(Taken.busiest, own)) if count > 1 else "-",
         ]
         for count, own in taken.items()
     ]
-    return markdown([*head, f"most that {count_of_cores} cores allow", "with enough cores", "of one"], rows)
+    return markdown(
+        [*head, f"most that {count_of_cores} cores allow", "with cores of their own", "of one", _BUSIEST], rows
+    )
 
 
 def _beside(own: Sequence[Taken], one: Sequence[Taken], measure: Callable[[Taken], float]) -> tuple[str, str]:
