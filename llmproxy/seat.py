@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,3 +46,14 @@ def log_refusal(log: Log, error: Exception, **fields: object) -> None:
         log.error("reload_refused", mistakes=mistakes, **fields)
     else:
         log.error("reload_refused", mistakes=(repr(error),), exc_info=error, **fields)
+
+
+def allow_open_files() -> None:
+    """Raise our own limit of open files, and that of what we start, to the most that the system lets us have.
+
+    The usual one of 1024 is for programs that use `select`, and is reached with five hundred streams.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems call it unlimited and refuse to have it so.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

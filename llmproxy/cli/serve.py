@@ -25,6 +25,7 @@ from llmproxy.errors import ConfigError
 from llmproxy.gateway import ConfigSource, Configuration, refuse_fixed, resolve_configuration
 from llmproxy.logs import make_log
 from llmproxy.migrate import migrate
+from llmproxy.seat import allow_open_files
 from llmproxy.services import Log
 from llmproxy.state import StateDirectory
 from llmproxy.supervisor import Supervisor, listening_sockets
@@ -45,6 +46,7 @@ def command(settings: Settings, /, **given: object) -> None:
     """
     # Otherwise a signal that comes while starting would leave the embedded database running.
     signal.signal(signal.SIGTERM, _exit)
+    allow_open_files()
     source = ConfigSource.read(settings.config_path)
     configuration = resolve_configuration(source, offline_services(settings, make_log(LoggingConfig())))
     server = configuration.config.server.model_copy(update={k: v for k, v in given.items() if v is not None})
