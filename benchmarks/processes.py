@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -79,12 +78,6 @@ def cpu_seconds(process: psutil.Process | None) -> float:
             times = each.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
-
-
-def allow_files() -> None:
-    """Let us, and what we start from here on, have as many files open as the system allows without asking."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Memory(NamedTuple):

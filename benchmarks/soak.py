@@ -25,9 +25,10 @@ from benchmarks.everything import ON, everything
 from benchmarks.gateway import WORKSPACE, installation
 from benchmarks.hangups import Hangups
 from benchmarks.load import Load, Seen, Streams, WholeAnswers
-from benchmarks.processes import allow_files, memory, pin_apart, running
+from benchmarks.processes import memory, pin_apart, running
 from benchmarks.report import markdown
 from benchmarks.subjects import Subject
+from llmproxy.seat import allow_open_files
 
 _SECONDS_PER_HOUR: Final = 3600
 # Streams that are read to their end, and streams that are not.
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at it")
     arguments = parser.parse_args()
-    allow_files()
+    allow_open_files()
     sys.exit(uvloop.run(_soak(arguments.minutes, arguments.every)))
 
 

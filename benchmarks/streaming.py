@@ -16,9 +16,10 @@ import uvloop
 from benchmarks.everything import NGINX, OFF, gateways, plain_proxies
 from benchmarks.load import Load, Streams
 from benchmarks.nginx import MISSING, PROGRAM
-from benchmarks.processes import allow_files, running
+from benchmarks.processes import running
 from benchmarks.report import RELAY, rate, wait, worker_microseconds, worst_stretch
 from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from llmproxy.seat import allow_open_files
 
 _COLUMNS: Final = (
     Beside("events/s", rate),
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Measure many streams.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     # Each stream takes two files of its worker, and one of each end.
-    allow_files()
+    allow_open_files()
     uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
 
 
