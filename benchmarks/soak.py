@@ -38,6 +38,8 @@ _HANGUPS: Final = Hangups(16, events=50, gap_ms=10, most=7, key=_HASTY_KEY)
 # A workspace of their own, so that the other's requests are exactly those that were answered.
 _WORKSPACES: Final = f'workspaces:\n  hasty: {{keys: ["{_HASTY_KEY}"]}}\n'
 _CLIENTS: Final = 8
+# So many at least: a line takes two points, and so does that of the second half.
+_LOOKS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=10, help="seconds between two looks at it")
     arguments = parser.parse_args()
     allow_open_files()
-    sys.exit(uvloop.run(_soak(arguments.minutes, arguments.every)))
+    sys.exit(uvloop.run(_soak(arguments.minutes, min(arguments.every, arguments.minutes * 60 / _LOOKS))))
 
 
 async def _soak(minutes: float, every_seconds: float) -> int:

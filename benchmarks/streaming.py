@@ -29,7 +29,7 @@ _COLUMNS: Final = (
     Beside("p99 ms", wait(99)),
     Beside("slowest stream late, %", worst_stretch, decimals=1),
 )
-FULL: Final = Scale(rounds=5, seconds=15)
+FULL: Final = Scale(rounds=3, seconds=15)
 QUICK: Final = Scale(rounds=1, seconds=5)
 
 
