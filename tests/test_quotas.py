@@ -280,14 +280,13 @@ async def test_what_comes_while_the_house_is_kept_is_not_lost(make_worker: MakeW
     worker = await make_worker()
     worker.clock.advance(3600)
     day = allowance("a", 100)
-    async with asyncio.TaskGroup() as tasks:
-        async with watched.transaction() as connection:
-            # Holds up the call inside Postgres.
-            await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
-            exchange = worker.let_in()
-            reserving = tasks.create_task(worker.reserve(exchange, (day, ONE)))
-            await wait_for_lock(watched)
-            worker.quotas._leases.tidy()
+    async with asyncio.TaskGroup() as tasks, watched.transaction() as connection:
+        # Holds up the call inside Postgres.
+        await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
+        exchange = worker.let_in()
+        reserving = tasks.create_task(worker.reserve(exchange, (day, ONE)))
+        await wait_for_lock(watched)
+        worker.quotas._leases.tidy()
     await worker.settle_and_end(exchange, reserving.result(), ONE)
     assert await leased(watched, "a") > 0
     worker.clock.advance(60)
@@ -296,7 +295,7 @@ async def test_what_comes_while_the_house_is_kept_is_not_lost(make_worker: MakeW
         if not await leased(watched, "a"):
             break
         await asyncio.sleep(0.02)
-    assert (await settled(watched, "a"), await leased(watched, "a")) == (ONE, 0)
+    assert (await settled(watched, "a"), await leased(watched, "a")) == (ONE, Decimal(0))
 
 
 async def test_a_call_that_comes_too_late_gets_nothing(make_worker: MakeWorker, watched: Postgres) -> None:
