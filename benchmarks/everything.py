@@ -17,7 +17,7 @@ import uvloop
 from benchmarks.load import WholeAnswers
 from benchmarks.nginx import MISSING, PROGRAM, nginx
 from benchmarks.processes import running
-from benchmarks.quotas import budgets, gateway
+from benchmarks.quotas import budgets, gateway, limits
 from benchmarks.report import RELAY, database_microseconds, rate, wait, worker_microseconds
 from benchmarks.rounds import Beside, Scale, prepare, rounds, table
 from benchmarks.subjects import Subject
@@ -29,12 +29,7 @@ ON: Final = "llmproxy, everything on"
 # Each plugin that can do something to requests as they are here, and lets them pass.
 _PLUGINS: Final[Mapping[str, str]] = {
     "budgets": budgets(),
-    "rate_limits": """\
-  rate_limits:
-    limits:
-      - {scope: workspace, match: "*", requests: 1000000000, tokens: 1000000000000, window: minute}
-      - {scope: key, match: "*", requests: 1000000000, window: minute}
-""",
+    "rate_limits": limits(),
     "routing": "  routing: {}\n",
     "fallback": "  fallback: {}\n",
     "caching": "  caching: {}\n",

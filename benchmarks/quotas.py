@@ -1,15 +1,13 @@
-"""`python -m benchmarks.quotas`: what budgets on four scopes cost, against the same gateway without, in one run."""
+"""`python -m benchmarks.quotas`: what budgets and limits on four scopes cost, against the same gateway without."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
 from typing import Final
 
@@ -17,82 +15,70 @@ import uvloop
 
 from benchmarks.gateway import installation
 from benchmarks.load import Load, Streams, WholeAnswers
-from benchmarks.processes import pin_apart, running
+from benchmarks.processes import running
 from benchmarks.report import database_microseconds, rate, wait, worker_microseconds
-from benchmarks.subjects import Sample, Subject, sample
+from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.subjects import Subject
 
-OFF: Final = "budgets off"
-ON: Final = "budgets on four scopes"
-_LIMIT: Final = 'scope: {scope}, match: "*", usd: 100000, window: month'
+OFF: Final = "both off"
 _SCOPES: Final = ("workspace", "key", "model", "[workspace, feature]")
+_BUDGET: Final = "usd: 100000, window: month"
+_LIMIT: Final = "requests: 1000000000, window: minute"
 _NO_PLUGINS: Final = "plugins: []"
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much of it."""
-
-    rounds: int
-    seconds: float
-
-
+_COLUMNS: Final = (
+    Beside("a second", rate, (OFF,)),
+    Beside("CPU µs", worker_microseconds, (OFF,)),
+    Beside("database µs", database_microseconds),
+    Beside("p50 ms", wait(50), decimals=2),
+    Beside("p99 ms", wait(99), decimals=2),
+)
 FULL: Final = Scale(rounds=7, seconds=3)
 QUICK: Final = Scale(rounds=3, seconds=1.5)
 
 
 def main() -> None:
     """Measure, and print as the figures come."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quotas", description="Measure what budgets cost.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quotas", description="Measure budgets and limits.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
 
 
 async def _measure(scale: Scale) -> None:
     numbers = itertools.count(1)
+    plugins = {
+        OFF: _NO_PLUGINS,
+        "budgets on four scopes": f"plugins:\n{budgets()}",
+        "budgets and limits on four scopes": f"plugins:\n{budgets()}{limits()}",
+    }
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [
-            stack.enter_context(gateway(name, upstream_port, plugins))
-            for name, plugins in ((OFF, _NO_PLUGINS), (ON, f"plugins:\n{budgets()}"))
-        ]
-        pin_apart(subjects)
-        for subject in subjects:
-            await sample(subject, WholeAnswers(8, 0.5), numbers)
+        subjects = [stack.enter_context(gateway(name, upstream_port, section)) for name, section in plugins.items()]
+        await prepare(subjects, numbers)
         loads: Mapping[str, Load] = {
             "Whole answers, 64 clients": WholeAnswers(64, scale.seconds),
             "Whole answers, 1 client": WholeAnswers(1, scale.seconds),
             "32 streams of 200 events": Streams(32, 200),
         }
         for title, load in loads.items():
-            samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
-            for _, subject in itertools.product(range(scale.rounds), subjects):
-                samples[subject.name].append(await sample(subject, load, numbers))
-            print(f"### {title}\n\n{_table(samples)}\n", flush=True)
+            samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
+            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
 
 
 def budgets() -> str:
-    """Limits on four scopes that let everything pass, as a part of a configuration's plugins."""
-    limits = [_LIMIT.format(scope=scope) for scope in _SCOPES]
+    """Budgets on four scopes that let everything pass, as a part of a configuration's plugins."""
+    return _plugin("budgets", _BUDGET)
+
+
+def limits() -> str:
+    """The same of rate limits."""
+    return _plugin("rate_limits", _LIMIT)
+
+
+def _plugin(name: str, limit: str) -> str:
     # As many patterns as scopes.
-    limits = [limit.replace('match: "*"', 'match: ["*", "*"]') if "[" in limit else limit for limit in limits]
-    return "  budgets:\n    limits:\n" + "".join(f"      - {{{limit}}}\n" for limit in limits)
-
-
-def _table(samples: Mapping[str, Sequence[Sample]]) -> str:
-    head = [
-        "| | a second (of off) | CPU µs (of off) | database µs | p50 ms | p99 ms |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    return "\n".join([*head, *(_line(name, samples[name], samples[OFF]) for name in samples)])
-
-
-def _line(name: str, own: Sequence[Sample], off: Sequence[Sample]) -> str:
-    rates = median(rate(a) / rate(b) for a, b in zip(own, off, strict=True))
-    costs = median(worker_microseconds(a) / worker_microseconds(b) for a, b in zip(own, off, strict=True))
-    p50, p99 = (median(wait(percent)(each) for each in own) for percent in (50, 99))
-    return (
-        f"| {name} | {median(map(rate, own)):,.0f} ({rates:.2f}) | {median(map(worker_microseconds, own)):.0f} "
-        f"({costs:.2f}) | {median(map(database_microseconds, own)):.0f} | {p50:.2f} | {p99:.2f} |"
+    pairs = [(scope, '["*", "*"]' if "[" in scope else '"*"') for scope in _SCOPES]
+    return f"  {name}:\n    limits:\n" + "".join(
+        f"      - {{scope: {scope}, match: {match}, {limit}}}\n" for scope, match in pairs
     )
 
 
