@@ -122,7 +122,6 @@ class Together(NamedTuple):
 
     Attributes:
         all_capped: Whether each of them is.
-        all_recorded: Whether each of them is.
         any_recorded: Whether one of them is.
         charge: The beginning of one charge to all that are, up to the amount.
     """
@@ -130,7 +129,6 @@ class Together(NamedTuple):
     allowances: Sequence[Allowance]
     leases: Sequence[Lease]
     all_capped: bool
-    all_recorded: bool
     any_recorded: bool
     charge: str
 
@@ -203,7 +201,6 @@ class Leases:
                 allowances,
                 leases,
                 all_capped=all(lease.is_capped for lease in leases),
-                all_recorded=all(lease.is_recorded for lease in leases),
                 any_recorded=any(lease.is_recorded for lease in leases),
                 charge=_charge(self._holder, [lease.allowance for lease in leases if lease.is_recorded]),
             )

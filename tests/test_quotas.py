@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -88,6 +89,15 @@ async def test_all_or_nothing(make_worker: MakeWorker, watched: Postgres) -> Non
     reservation = await worker.reserve(exchange, (wide, Decimal(10)))
     await worker.settle_and_end(exchange, reservation, Decimal(10))
     assert (await settled(watched, "wide"), await settled(watched, "narrow")) == (Decimal(10), Decimal(0))
+
+
+async def test_charges_from_before_they_were_joint_are_settled(watched: Postgres) -> None:
+    """A journal that an older version has left is replayed by a newer one, to the same sums."""
+    each = {"holder": "gone", "bucket": DAY.isoformat(), "amount": "1.5", "leased": "1.5"}
+    joint = {**each, "of": [{"allowance": name, "bucket": DAY.isoformat()} for name in ("a", "b")]}
+    for charge in ({**each, "allowance": "a"}, joint):
+        await watched.execute("SELECT llmproxy_settle_quotas($1::text::json)", json.dumps([charge]))
+    assert [await settled(watched, name) for name in ("a", "b")] == [Decimal(3), Decimal("1.5")]
 
 
 async def test_a_lease_costs_no_round_trip(make_worker: MakeWorker, watched: Postgres) -> None:
