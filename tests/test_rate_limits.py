@@ -60,6 +60,10 @@ async def test_refuses_past_the_limit_and_lets_in_when_it_reopens(proxy: StartPr
         assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
         assert "5 requests per minute of workspace 'default', user 'ann'" in error["message"]
         assert (await client.chat(headers=of_user("bob"))).status == 200
+        (row,) = [row for row in (await client.rows()).requests if row["http_status"] == 429]
+        (decision,) = row["decisions"]
+        reason = "the limit of 5 requests per minute of workspace 'default', user 'ann' has no room"
+        assert (decision["what"], decision["why"]) == ("refused", reason)
         client.clock.set("12:01:00")
         assert (await client.chat(headers=of_user("ann"))).status == 200
 

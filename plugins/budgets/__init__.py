@@ -157,7 +157,7 @@ class Budgets:
             f"{'last' if limit.rolling else 'current'} {limit.window}" if limit.window != "lifetime" else "lifetime"
         )
         budget = f"The budget of {subject} for the {window}, {found.cap:f} {limit.unit},"
-        exchange.decide(self.name, "refused", f"{found.allowance.name} has no room")
+        exchange.decide(self.name, "refused", f"the budget of {subject} for the {window} has no room")
         if exhausted.is_reserved:
             return BudgetExceeded(
                 f"{budget} is reserved by requests under way; try again when some of them have ended.",

@@ -194,14 +194,14 @@ class RateLimits:
         held.refused = Plan([rule], self.limits.allowance)
         if amount > rule.cap:
             exchange.response_headers.append(("x-should-retry", "false"))
-            exchange.decide(self.name, "refused", f"{rule.name} has never room for {amount}")
-            sentence = f"{rule} is less than this request is likely to take, {amount}; ask for less at a time."
+            exchange.decide(self.name, "refused", f"the {rule} has never room for {amount}")
+            sentence = f"The {rule} is less than this request is likely to take, {amount}; ask for less at a time."
             return _refused(rule, RateLimited(sentence))
         return self._refusal(exchange, rule, await self.reopening.seconds(allowance, window, amount))
 
     def _refusal(self, exchange: Exchange, rule: Rule, seconds: float) -> LLMProxyError:
-        exchange.decide(self.name, "refused", f"{rule.name} has no room")
-        sentence = f"{rule} is reached; try again in {seconds:.3g} s."
+        exchange.decide(self.name, "refused", f"the {rule} has no room")
+        sentence = f"The {rule} is reached; try again in {seconds:.3g} s."
         return _refused(rule, RateLimited(sentence, retry_after_seconds=seconds))
 
     def _estimate(self, attempt: Attempt, plan: Plan) -> Sequence[Decimal]:

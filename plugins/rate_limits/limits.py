@@ -53,7 +53,7 @@ class Rule:
 
     def __str__(self) -> str:
         pace = f" per {self.limit.window}" if self.window else " at the same time"
-        return f"The limit of {self.most} {_THINGS[self.unit]}{pace} of {self.subject}"
+        return f"limit of {self.most} {_THINGS[self.unit]}{pace} of {self.subject}"
 
 
 class Plan:
