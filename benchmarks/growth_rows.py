@@ -192,4 +192,5 @@ def days(count: int) -> Sequence[date]:
 async def _fill_day(database: Database, day: date, size: Size) -> None:
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     await database.fetch("SELECT llmproxy_create_partitions($1, $1)", day)
-    await database.execute(_DAY, start, size.rows // size.days, size.keys, size.workspaces, size.providers)
+    # Every day has one at least, however few were asked for.
+    await database.execute(_DAY, start, max(1, size.rows // size.days), size.keys, size.workspaces, size.providers)
