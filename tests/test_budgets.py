@@ -68,7 +68,8 @@ async def test_refuses_when_there_is_no_room(proxy: StartProxy) -> None:
         assert "workspace 'default'" in error["message"]
         assert "2026-04-01T00:00:00+00:00" in error["message"]
         assert len(client.upstream.requests) == 1
-        (decision,) = (await client.rows()).requests[1]["decisions"]
+        (row,) = [row for row in (await client.rows()).requests if row["http_status"] == 402]
+        (decision,) = row["decisions"]
         assert decision["why"] == "the budget of workspace 'default' for the current month has no room"
         client.clock.set("2026-04-01T00:00")
         assert (await client.chat(max_tokens=150_000)).status == 200
