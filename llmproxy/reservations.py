@@ -65,10 +65,7 @@ class Reservation:
         for number, (lease, amount, backed) in enumerate(zip(self.leases, amounts, self.backed, strict=True)):
             if amount > backed and lease.is_capped:
                 self._cover(number, lease, amount - backed)
-            if not lease.is_recorded:
-                lease.holds -= 1
-                if backed > amount:
-                    lease.free += backed - amount
+        self._let_go(are_recorded=False)
 
     def _cover(self, number: int, lease: Lease, lacking: Decimal) -> None:
         """More than is backed takes what is free."""
@@ -97,19 +94,21 @@ class Reservation:
 
     def give_surplus(self) -> None:
         """Have what was settled as not needed reserved by others: only the journal's last word may go before this."""
-        if self.is_settled:
-            self._give_surplus()
+        self._give_surplus(are_recorded=True)
 
     def let_go(self) -> None:
         """The end, which the journal has."""
-        self._give_surplus()
+        self._let_go(are_recorded=True)
+
+    def _let_go(self, *, are_recorded: bool) -> None:
+        self._give_surplus(are_recorded=are_recorded)
         for lease in self.leases:
-            if lease.is_recorded:
+            if lease.is_recorded is are_recorded:
                 lease.holds -= 1
 
-    def _give_surplus(self) -> None:
+    def _give_surplus(self, *, are_recorded: bool) -> None:
         for number, (lease, amount, backed) in enumerate(zip(self.leases, self.amounts, self.backed, strict=True)):
-            if backed > amount and lease.is_recorded:
+            if backed > amount and lease.is_recorded is are_recorded:
                 lease.free += backed - amount
                 self.backed[number] = amount
 

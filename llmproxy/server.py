@@ -263,13 +263,7 @@ class Server(web.Server):
         self.live_requests += 1
         self._idle.clear()
         try:
-            try:
-                self._check_head(client)
-                await self._handler(client)
-            except ClientDisconnected:
-                raise
-            except LLMProxyError as error:
-                await client.refuse(error)
+            await self._serve(client)
         except ClientDisconnected:
             client.abort()
         finally:
@@ -278,6 +272,15 @@ class Server(web.Server):
             if not self.live_requests:
                 self._idle.set()
         return client.response or web.Response(status=500)
+
+    async def _serve(self, client: ClientConnection) -> None:
+        try:
+            self._check_head(client)
+            await self._handler(client)
+        except ClientDisconnected:
+            raise
+        except LLMProxyError as error:
+            await client.refuse(error)
 
     def _check_head(self, client: ClientConnection) -> None:
         """What the parser lets pass: fields too large in sum, and framing that others may read in another way."""

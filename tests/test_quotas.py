@@ -91,6 +91,16 @@ async def test_all_or_nothing(make_worker: MakeWorker, watched: Postgres) -> Non
     assert (await settled(watched, "wide"), await settled(watched, "narrow")) == (Decimal(10), Decimal(0))
 
 
+async def test_what_is_not_recorded_goes_back_once(make_worker: MakeWorker, watched: Postgres) -> None:
+    """What an attempt did not need of a limit is free at once, and not counted a second time for the next attempt."""
+    worker = await make_worker()
+    limit, exchange = allowance("limit", 10, share=None), worker.let_in()
+    (await worker.reserve(exchange, (limit, Decimal(10)))).settle([Decimal(4)])
+    with pytest.raises(AllowanceExhausted):
+        await worker.reserve(exchange, (limit, Decimal(10)))
+    await worker.reserve(exchange, (limit, Decimal(6)))
+
+
 async def test_charges_from_before_they_were_joint_are_settled(watched: Postgres) -> None:
     """A journal that an older version has left is replayed by a newer one, to the same sums."""
     each = {"holder": "gone", "bucket": DAY.isoformat(), "amount": "1.5", "leased": "1.5"}
@@ -276,10 +286,10 @@ async def wait_for_lock(database: Postgres, waiting: int = 1) -> None:
     raise TimeoutError
 
 
-async def wait_until_leased(database: Postgres, name: str) -> None:
-    """Until a call that nobody listens to any more has been carried out."""
+async def wait_until_leased(database: Postgres, name: str, *, is_any: bool = True) -> None:
+    """Until a call that nobody waits for has been carried out, and something is leased, or nothing any more."""
     for _ in range(200):
-        if await leased(database, name):
+        if bool(await leased(database, name)) is is_any:
             return
         await asyncio.sleep(0.02)
     raise TimeoutError
@@ -301,11 +311,8 @@ async def test_what_comes_while_the_house_is_kept_is_not_lost(make_worker: MakeW
     assert await leased(watched, "a") > 0
     worker.clock.advance(60)
     worker.quotas._leases.tidy()
-    for _ in range(200):
-        if not await leased(watched, "a"):
-            break
-        await asyncio.sleep(0.02)
-    assert (await settled(watched, "a"), await leased(watched, "a")) == (ONE, Decimal(0))
+    await wait_until_leased(watched, "a", is_any=False)
+    assert await settled(watched, "a") == ONE
 
 
 async def test_a_call_that_comes_too_late_gets_nothing(make_worker: MakeWorker, watched: Postgres) -> None:
