@@ -7,7 +7,6 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Final
@@ -18,6 +17,7 @@ import uvloop
 from benchmarks.gateway import Gateway, installation
 from benchmarks.load import Seen, WholeAnswers
 from benchmarks.processes import pin_apart, running
+from benchmarks.rounds import Scale
 from tests.caching import redis_server
 
 DIRECT: Final = "no proxy"
@@ -29,14 +29,6 @@ REDIS: Final = "hits, Redis"
 _ALWAYS: Final[Mapping[str, object]] = {"when": "always"}
 # Looked up, not found and kept each time: an answer that is too old at once.
 _NEVER_FRESH: Final = {**_ALWAYS, "ttl_seconds": 1e-6, "coalesce": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much of it."""
-
-    rounds: int
-    seconds: float
 
 
 FULL: Final = Scale(rounds=7, seconds=3)

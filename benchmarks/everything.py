@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
 import uvloop
@@ -62,13 +62,8 @@ def main() -> None:
 
 
 async def _measure(scale: Scale, *, alone: bool) -> None:
-    if PROGRAM is None:
-        print(f"{MISSING}\n", flush=True)
     numbers = itertools.count(1)
-    with ExitStack() as stack:
-        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
-        await prepare(subjects, numbers)
+    async with proxies(numbers, alone=alone) as subjects:
         for clients in (64, 8, 1):
             load = WholeAnswers(clients, scale.seconds)
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
@@ -76,7 +71,19 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
             print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
 
 
-def plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
+@asynccontextmanager
+async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterator[Sequence[Subject]]:
+    """Plain proxies and gateways, each on its core and warm; says so when there is no nginx."""
+    if PROGRAM is None:
+        print(f"{MISSING}\n", flush=True)
+    with ExitStack() as stack:
+        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
+        subjects = [*_plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
+        await prepare(subjects, numbers)
+        yield subjects
+
+
+def _plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
     """nginx where there is one, and the bare relay."""
     if PROGRAM is not None:
         process, port = stack.enter_context(nginx(upstream_port))

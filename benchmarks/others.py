@@ -36,6 +36,7 @@ from benchmarks.report import (
     worst_stretch,
 )
 from benchmarks.rewritten import RewrittenOrder
+from benchmarks.rounds import Scale
 from benchmarks.subjects import Sample, Subject, sample
 from benchmarks.traffic import API_KEY, Order
 
@@ -72,21 +73,6 @@ class Contender:
     may_fail: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much of it."""
-
-    rounds: int
-    seconds: float
-
-    def loads(self) -> Iterator[tuple[str, Loading, Sequence[Column]]]:
-        """What is done to each subject in each round, and what is shown of it."""
-        for clients in (64, 8, 1):
-            yield f"{clients} client{'s' * (clients > 1)}", partial(WholeAnswers, clients, self.seconds), _ANSWERS
-        events = int(self.seconds * 100)
-        yield "100 streams, an event every 5 ms", lambda order: Streams(100, events, gap_ms=5, order=order), _EVENTS
-
-
 FULL: Final = Scale(rounds=5, seconds=3)
 QUICK: Final = Scale(rounds=3, seconds=1.5)
 
@@ -107,10 +93,18 @@ async def _measure(scale: Scale) -> None:
         contenders, _ = await _round(contenders, partial(WholeAnswers, 8, 1), numbers)
         print(f"### Memory after some answers\n\n{_memories(contenders)}\n", flush=True)
         measured = {}
-        for title, load, columns in scale.loads():
+        for title, load, columns in _loads(scale.seconds):
             contenders, measured[title] = await _rounds(scale.rounds, contenders, load, numbers)
             print(f"### {title}\n\n{table(measured[title], columns)}\n", flush=True)
     print(f"### {ON}, as a multiple of each\n\n{_multiples(measured)}")
+
+
+def _loads(seconds: float) -> Iterator[tuple[str, Loading, Sequence[Column]]]:
+    """What is done to each subject in each round, and what is shown of it."""
+    for clients in (64, 8, 1):
+        yield f"{clients} client{'s' * (clients > 1)}", partial(WholeAnswers, clients, seconds), _ANSWERS
+    events = int(seconds * 100)
+    yield "100 streams, an event every 5 ms", lambda order: Streams(100, events, gap_ms=5, order=order), _EVENTS
 
 
 def _known(stack: ExitStack, upstream_port: int) -> Iterator[Contender]:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from contextlib import ExitStack
 from functools import partial
 from typing import Final
 
 import uvloop
 
-from benchmarks.everything import NGINX, OFF, gateways, plain_proxies
+from benchmarks.everything import NGINX, OFF, proxies
 from benchmarks.load import WholeAnswers
-from benchmarks.nginx import MISSING, PROGRAM
-from benchmarks.processes import running
 from benchmarks.report import RELAY, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.rounds import Beside, Scale, rounds, table
 from benchmarks.traffic import Order
 
 SIZES: Final = {"2 kB": 2_000, "100 kB": 100_000, "1 MB": 1_000_000}
@@ -47,13 +44,8 @@ def main() -> None:
 
 
 async def _measure(scale: Scale) -> None:
-    if PROGRAM is None:
-        print(f"{MISSING}\n", flush=True)
     numbers = itertools.count(1)
-    with ExitStack() as stack:
-        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=False)]
-        await prepare(subjects, numbers)
+    async with proxies(numbers) as subjects:
         for (size, size_bytes), clients in itertools.product(SIZES.items(), (8, 1)):
             load = WholeAnswers(clients, scale.seconds, partial(Order, messages=conversation(size_bytes)))
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)

@@ -8,17 +8,14 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Final
 
 import uvloop
 
-from benchmarks.everything import NGINX, OFF, gateways, plain_proxies
+from benchmarks.everything import NGINX, OFF, proxies
 from benchmarks.load import Load, Streams
-from benchmarks.nginx import MISSING, PROGRAM
-from benchmarks.processes import running
 from benchmarks.report import RELAY, rate, wait, worker_microseconds, worst_stretch
-from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.rounds import Beside, Scale, rounds, table
 from llmproxy.seat import allow_open_files
 
 _COLUMNS: Final = (
@@ -43,13 +40,8 @@ def main() -> None:
 
 
 async def _measure(scale: Scale) -> None:
-    if PROGRAM is None:
-        print(f"{MISSING}\n", flush=True)
     numbers = itertools.count(1)
-    with ExitStack() as stack:
-        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=False)]
-        await prepare(subjects, numbers)
+    async with proxies(numbers) as subjects:
         for title, load in _loads(scale.seconds):
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
             print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
