@@ -93,6 +93,8 @@ class Stage:
         seen = Seen()
         third = requests // 3
         await self._send(range(third), seen)
+        # On a busy machine a pause may have been taken for a fault: the outage has to be found out anew.
+        await self._take_for_well()
         await self._break(fault)
         await self._send(range(third, 2 * third), seen, is_down=True)
         await self._mend()
@@ -138,6 +140,9 @@ class Stage:
     async def _mend(self) -> None:
         self.first.default = stream(*TEXT)
         await self.door.accept()
+        await self._take_for_well()
+
+    async def _take_for_well(self) -> None:
         await self.client.request("POST", "/admin/v1/targets/reset", {}, key=self.client.admin_key)
 
 
