@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -25,8 +26,12 @@ class Cores(NamedTuple):
     others: set[int]
 
 
+@cache
 def cores() -> Cores:
-    """The first core and the last that we may use; empty where processes cannot be pinned."""
+    """The first core and the last that we may use; empty where processes cannot be pinned.
+
+    Found out once: afterwards we are pinned ourselves, and may use one of them only.
+    """
     if sys.platform != "linux":
         return Cores(set(), set())
     usable = sorted(os.sched_getaffinity(0))
