@@ -27,6 +27,7 @@ Beside the classes, which say themselves what they are:
 from __future__ import annotations
 
 from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, LedgerShare, WorstCase
+from llmproxy.claims import Claim
 from llmproxy.config import Config, ModelName, Pattern, ProviderConfig, Seconds, Section, Timeouts
 from llmproxy.config_mistakes import suggestion
 from llmproxy.dialects.chat_collect import ChunkCollector
@@ -128,6 +129,7 @@ __all__ = [
     "BudgetExceeded",
     "Chunk",
     "ChunkCollector",
+    "Claim",
     "ClientDisconnected",
     "ClientError",
     "Clock",

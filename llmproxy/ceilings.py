@@ -24,6 +24,7 @@ SEARCHES: Final = 10
 _TEMPLATE_TOKENS: Final = 64
 _TOOL_PROMPT_TOKENS: Final = 1024
 _UNBOUNDED_MEMBERS: Final = frozenset({"previous_response_id", "conversation", "container", "search_parameters"})
+_BEYOND_TEXT: Final = _UNBOUNDED_MEMBERS | {"tools", "functions", "response_format", "web_search_options"}
 
 
 def input_ceiling_tokens(request: Request, context_window_tokens: int | None = None) -> int:
@@ -32,17 +33,16 @@ def input_ceiling_tokens(request: Request, context_window_tokens: int | None = N
     Args:
         context_window_tokens: The model's; None when it is not known.
     """
-    window_tokens = context_window_tokens or UNKNOWN_WINDOW_TOKENS
     document = request.document
-    media = embedded_media(document)
-    if _is_unbounded(document, media):
-        return window_tokens
     tokens = len(request.encode()) + _TEMPLATE_TOKENS
-    if media:
+    # Most requests are text and nothing else, for which this is all.
+    if (media := embedded_media(document)) or not _BEYOND_TEXT.isdisjoint(document):
+        if _is_unbounded(document, media):
+            return context_window_tokens or UNKNOWN_WINDOW_TOKENS
         tokens -= sum(each.size_bytes for each in media)
         tokens += sum(IMAGE_TOKENS if each.kind == "image" else _audio_tokens(each) for each in media)
-    if document.get("tools") or document.get("functions") or document.get("response_format"):
-        tokens += _TOOL_PROMPT_TOKENS
+        if document.get("tools") or document.get("functions") or document.get("response_format"):
+            tokens += _TOOL_PROMPT_TOKENS
     return min(tokens, context_window_tokens) if context_window_tokens else tokens
 
 

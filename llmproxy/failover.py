@@ -16,6 +16,7 @@ from llmproxy.accounting import Accounting
 from llmproxy.attempt import Attempts
 from llmproxy.errors import LLMProxyError, UpstreamError, UpstreamSuperseded
 from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Request, Target
+from llmproxy.holdings import Holdings
 from llmproxy.hooks import Hooks
 from llmproxy.race import Race
 from llmproxy.services import Clock
@@ -26,10 +27,17 @@ MAX_ATTEMPTS: Final = 20
 
 
 class Failover:
-    """Makes attempts at an exchange's targets."""
+    """Makes attempts at an exchange's targets.
 
-    def __init__(self, *, hooks: Hooks, attempts: Attempts, accounting: Accounting, clock: Clock) -> None:
+    Args:
+        holdings: None when no plugin claims anything.
+    """
+
+    def __init__(
+        self, *, hooks: Hooks, holdings: Holdings | None, attempts: Attempts, accounting: Accounting, clock: Clock
+    ) -> None:
         self._hooks = hooks
+        self._holdings = holdings
         self._attempts = attempts
         self._accounting = accounting
         self._clock = clock
@@ -59,6 +67,8 @@ class Failover:
         attempt.is_over = True
         attempt.duration_seconds = self._clock.monotonic() - attempt.started_monotonic
         self._accounting.settle_attempt(exchange, attempt)
+        if self._holdings:
+            self._holdings.settle(exchange, attempt)
         if self._hooks.post_attempt:
             self._hooks.post_attempt(exchange, attempt)
 
@@ -116,6 +126,9 @@ class Failover:
     async def _answer(self, exchange: Exchange, attempt: Attempt) -> Answer:
         if self._hooks.pre_attempt:
             await self._hooks.pre_attempt(exchange, attempt)
+        # What it may cost is known once nobody edits its request any more.
+        if self._holdings:
+            await self._holdings.take(exchange, attempt)
         answer = await self._attempts.answer(exchange, attempt)
         if self._hooks.on_answer is None:
             return answer

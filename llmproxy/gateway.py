@@ -19,6 +19,7 @@ from llmproxy.config import Config, ProviderConfig
 from llmproxy.config_document import ConfigDocument, read_file
 from llmproxy.errors import ConfigError, LLMProxyError
 from llmproxy.failover import Failover
+from llmproxy.holdings import Holdings
 from llmproxy.hookcalls import OnFailure, Trace
 from llmproxy.hooks import RegisteredPlugin
 from llmproxy.journal import Journal
@@ -100,12 +101,18 @@ class Gateway:
         hooks, endpoints = configuration.plugins.hooks, configuration.endpoints
         accounting = Accounting(endpoints, configuration.prices, services.clock)
         attempts = Attempts(endpoints, core.transport, config.timeouts, services.clock, images=core.images)
+        holdings = (
+            Holdings(hooks.claims, core.quotas, configuration.plugins.on_failure) if hooks.claims is not None else None
+        )
         self.accounting: Final = accounting
         self.pipeline: Final = Pipeline(
             hooks=hooks,
             keys=core.keys,
             catalogue=configuration.catalogue,
-            failover=Failover(hooks=hooks, attempts=attempts, accounting=accounting, clock=services.clock),
+            holdings=holdings,
+            failover=Failover(
+                hooks=hooks, holdings=holdings, attempts=attempts, accounting=accounting, clock=services.clock
+            ),
             accounting=accounting,
             journal=core.journal,
             quotas=core.quotas,

@@ -206,6 +206,16 @@ def at_once(steps: Sequence[Step]) -> Function:
     return run
 
 
+def gather(steps: Sequence[Step]) -> Function:
+    """Every result there is, with the plugin that gave it."""
+    calls = tuple((step.plugin, step.call) for step in steps)
+
+    def run(*args: object) -> object:
+        return [(plugin, result) for plugin, call in calls if (result := call(*args)) is not None]
+
+    return run
+
+
 def chain(steps: Sequence[Step]) -> Function:
     """Each plugin gets, as the last argument, what the one before it made of it."""
     calls = tuple((step.call, step.is_async) for step in steps)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
+from llmproxy.claims import Claim
 from llmproxy.exchange import Answer, Chunk, Hedge, Principal, Resume, Retry
 from llmproxy.hookcalls import Check
 from llmproxy.providers import Provider
@@ -77,6 +78,7 @@ class Kind(StrEnum):
     EACH = "all; never on the request path"
     ALL = "all"
     FIRST = "first result"
+    GATHER = "all results"
     CHAIN = "chain"
     CHUNK_CHAIN = "chain, chunk by chunk"
 
@@ -109,6 +111,7 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "startup": Rule(Kind.EACH),
         "shutdown": Rule(Kind.EACH, is_inside_out=True, is_isolated=True),
         "authenticate": Rule(Kind.FIRST, returns(Principal)),
+        "claims": Rule(Kind.GATHER, returns(Claim), is_plain=True),
         "pre_request": Rule(Kind.FIRST, returns(Answer)),
         "narrow_targets": Rule(Kind.CHAIN, _some_of_those_handed_in),
         "choose_provider": Rule(Kind.FIRST, _one_of_those_left),

@@ -10,6 +10,7 @@ import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeVar
 import pluggy
 
 from llmproxy import hookspecs
+from llmproxy.claims import Claim
 from llmproxy.errors import ConfigError, UpstreamError
 from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Hedge, Principal, Resume, Retry, Target
 from llmproxy.hookcalls import (
@@ -28,6 +30,7 @@ from llmproxy.hookcalls import (
     chain,
     chunk_chain,
     fail_closed,
+    gather,
     in_turn,
     isolate,
     timed,
@@ -63,6 +66,7 @@ class Hooks:
     startup: tuple[Step, ...] = ()
     shutdown: tuple[Step, ...] = ()
     authenticate: Callable[[Exchange], Result[Principal | None]] | None = None
+    claims: Callable[[Exchange, Target | None, datetime], Sequence[tuple[str, Claim]]] | None = None
     pre_request: Callable[[Exchange], Result[Answer | None]] | None = None
     narrow_targets: Callable[[Exchange, Sequence[Target]], Result[Sequence[Target]]] | None = None
     choose_provider: Callable[[Exchange], Result[Target | None]] | None = None
@@ -83,6 +87,7 @@ _COMPOSE: Final[Mapping[Kind, Callable[[Sequence[Step]], Any]]] = {  # what come
     Kind.EACH: tuple,
     Kind.ALL: in_turn,
     Kind.FIRST: in_turn,
+    Kind.GATHER: gather,
     Kind.CHAIN: chain,
     Kind.CHUNK_CHAIN: chunk_chain,
 }
@@ -113,7 +118,8 @@ def parameters_of(hook: str) -> tuple[str, ...]:
 
 def _implementations(manager: pluggy.PluginManager, hook: str) -> Sequence[pluggy.HookImpl]:
     caller: pluggy.HookCaller = getattr(manager.hook, hook)
-    return caller.get_hookimpls()[::-1]
+    found = caller.get_hookimpls()[::-1]
+    return [each for each in found if hook not in getattr(each.plugin, "unused_hooks", ())]
 
 
 def _compose(

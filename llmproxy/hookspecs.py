@@ -23,6 +23,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from llmproxy.claims import Claim
     from llmproxy.config import Config
     from llmproxy.errors import UpstreamError
     from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Hedge, Principal, Resume, Retry, Target
@@ -100,6 +103,20 @@ def authenticate(exchange: Exchange) -> Principal | None:
     When: first, before the body has been read: `principal`, `attribution` and `request` are unset.
     Returns: the Principal, which stops the search; None leaves it to the next plugin, and at last to core's
     virtual keys. Refuse by raising Unauthenticated.
+    Failure: fails closed: the request is answered with 500.
+    """
+    raise AssertionError
+
+
+@hookspec
+def claims(exchange: Exchange, target: Target | None, at: datetime) -> Claim | None:
+    """Say what a request is held to, or with a target what an attempt there is: a Claim on allowances.
+
+    When: before `pre_request` for a client's request, without a target, and after `pre_attempt` for every attempt; but
+    only once for all that are alike (`caller_key`), as long as the Claim holds. `at` is when the request was let in, or
+    the attempt begun. Must be a plain `def`. After `services.quotas.renew_claims()` it is asked anew.
+    Returns: the Claim; None for none. What all plugins claim is reserved together, or not at all, before it goes on,
+    and settled when the attempt, or the exchange, has ended.
     Failure: fails closed: the request is answered with 500.
     """
     raise AssertionError

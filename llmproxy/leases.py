@@ -11,7 +11,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, NamedTuple
+from typing import Final
 
 from llmproxy.allowances import Allowance
 from llmproxy.db import REJECTED
@@ -35,7 +35,6 @@ EXPIRY_SECONDS: Final = 86_400.0
 RETURN_SECONDS: Final = 0.2
 # Slices grow for a worker that asks more often than this, and shrink for one that asks more seldom than ten times that.
 BUSY_SECONDS: Final = 1.0
-_REMEMBERED: Final = 10_000
 _MOST_EXTRA: Final = 4096
 _LEAST_EXTRA: Final = 16
 _ZERO: Final = Decimal(0)
@@ -117,20 +116,31 @@ class _Round:
         return self.wants.setdefault(lease, _Want(lease))
 
 
-class Together(NamedTuple):
-    """The leases of allowances that are wanted together, looked up once for all who want the same.
+class Together:
+    """Allowances that are wanted together, again and again, and their leases as they were last looked up.
 
     Attributes:
+        recorded: Which of them are recorded, if those stand side by side; None if they do not, or there are none.
+        is_recorded: Whether one of them is.
         all_capped: Whether each of them is.
-        any_recorded: Whether one of them is.
-        charge: The beginning of one charge to all that are, up to the amount.
+        charge: The beginning of one charge to all that are recorded, up to the amount.
+        generation: Of `Leases`, when the leases were looked up.
     """
 
-    allowances: Sequence[Allowance]
-    leases: Sequence[Lease]
-    all_capped: bool
-    any_recorded: bool
-    charge: str
+    __slots__ = ("all_capped", "allowances", "charge", "generation", "is_recorded", "leases", "recorded")
+
+    def __init__(self, allowances: Sequence[Allowance], holder: str) -> None:
+        self.allowances: Final = tuple(allowances)
+        if len({(each.name, each.bucket) for each in allowances}) < len(allowances):
+            raise ValueError("An allowance can be reserved once at a time.")
+        numbers = [number for number, each in enumerate(allowances) if each.share is not None]
+        self.is_recorded: Final = bool(numbers)
+        is_run = bool(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1
+        self.recorded: Final = slice(numbers[0], numbers[-1] + 1) if is_run else None
+        self.charge: Final = _charge(holder, [allowances[number] for number in numbers])
+        self.leases: tuple[Lease, ...] = ()
+        self.all_capped = True
+        self.generation = -1
 
 
 class Leases:
@@ -141,6 +151,7 @@ class Leases:
 
     Attributes:
         stale_at: When Postgres may have written this worker off, if it does not answer before.
+        generation: Grows whenever leases that were looked up must be looked up again.
     """
 
     def __init__(self, database: Database, queries: Mapping[str, str], clock: Clock, log: Log, tasks: Tasks) -> None:
@@ -151,8 +162,6 @@ class Leases:
         self._tasks = tasks
         self._holder = ""
         self._leases: dict[tuple[str, object], Lease] = {}
-        # By the identity of the allowances, which are kept: plans hand in the same ones each time.
-        self._together: dict[int, Together] = {}
         # Of each allowance, the lease of the bucket that began last.
         self._latest: dict[str, Lease] = {}
         self._next = _Round()
@@ -163,6 +172,7 @@ class Leases:
         self._unanswered: tuple[int, Sequence[_Want], str] | None = None
         self._away_until = float("-inf")
         self.stale_at = 0.0
+        self.generation = 0
 
     def start(self, holder: str) -> None:
         """Take leases as `holder`, a name that no other worker has or had."""
@@ -191,37 +201,18 @@ class Leases:
         return lease
 
     def together(self, allowances: Sequence[Allowance]) -> Together:
-        """The leases of allowances, in their order. Raises ValueError when one stands there twice."""
-        found = self._together.get(id(allowances))
-        if found is None or found.allowances is not allowances:
-            leases = tuple(map(self.of, allowances))
-            if len(set(leases)) < len(leases):
-                raise ValueError("An allowance can be reserved once at a time.")
-            found = Together(
-                allowances,
-                leases,
-                all_capped=all(lease.is_capped for lease in leases),
-                any_recorded=any(lease.is_recorded for lease in leases),
-                charge=_charge(self._holder, [lease.allowance for lease in leases if lease.is_recorded]),
-            )
-            # What can still change must not be known by who it is.
-            if isinstance(allowances, tuple):
-                self._remember(found)
-        return found
+        """Some allowances, to be looked up together. Raises ValueError when one stands there twice."""
+        return Together(allowances, self._holder)
 
-    def _remember(self, found: Together) -> None:
-        if len(self._together) >= _REMEMBERED:
-            self._together.clear()
-        self._together[id(found.allowances)] = found
+    def look_up(self, together: Together) -> None:
+        """Find the leases of the allowances."""
+        together.leases = tuple(map(self.of, together.allowances))
+        together.all_capped = all(lease.is_capped for lease in together.leases)
+        together.generation = self.generation
 
-    def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
-        """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-        found = self._together.get(id(allowances))
-        if found is not None and found.allowances is allowances:
-            leases: Iterable[Lease | None] = found.leases
-        else:
-            leases = [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
-        return [lease.room + lease.free if lease and lease.is_opened and lease.is_capped else None for lease in leases]
+    def known(self, allowances: Sequence[Allowance]) -> Sequence[Lease | None]:
+        """The lease of each; None where nothing is known of it."""
+        return [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
 
     async def ask(self, lacks: Iterable[tuple[Lease, Decimal]]) -> None:
         """Have each lease grow by so much, if there is room; all that ask at the same time share a call.
@@ -269,7 +260,7 @@ class Leases:
             is_held = lease.holds > 0 and not (is_over and lease.allowance.share is None)
             if not is_held and not lease.free and (is_over or now - lease.used_at > 2 * IDLE_SECONDS):
                 del self._leases[key]
-                self._together.clear()
+                self.generation += 1
                 if self._latest.get(lease.allowance.name) is lease:
                     del self._latest[lease.allowance.name]
         if self.has_called:
@@ -300,7 +291,7 @@ class Leases:
         if allowance.cap == before:
             return
         # Who looked the lease up by the other allowance does it again, and has that one's cap hold.
-        self._together.clear()
+        self.generation += 1
         lease.is_capped = allowance.cap is not None
         lease.refused = None
         if lease.free > 0 and (before is None or (allowance.cap is not None and allowance.cap < before)):
@@ -389,6 +380,11 @@ class Leases:
         for lease in self._leases.values():
             lease.free = min(lease.free, _ZERO)
         self._log.warning("quota_leases_lost", holder=self._holder)
+
+
+def remaining(leases: Iterable[Lease | None]) -> Sequence[Decimal | None]:
+    """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
+    return [lease.room + lease.free if lease and lease.is_opened and lease.is_capped else None for lease in leases]
 
 
 def _described(number: int, want: _Want, now: float) -> Document:

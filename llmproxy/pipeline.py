@@ -32,6 +32,7 @@ from llmproxy.errors import (
 from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request, StateKey
 from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
+from llmproxy.holdings import Holdings
 from llmproxy.hookcalls import Finished
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
@@ -56,6 +57,7 @@ class Pipeline:
         hooks: Hooks,
         keys: KeyRing,
         catalogue: Catalogue,
+        holdings: Holdings | None,
         failover: Failover,
         accounting: Accounting,
         journal: Journal,
@@ -68,6 +70,7 @@ class Pipeline:
         self._hooks = hooks
         self._keys = keys
         self._catalogue = catalogue
+        self._holdings = holdings
         self._failover = failover
         self._accounting = accounting
         self._journal = journal
@@ -155,6 +158,9 @@ class Pipeline:
 
     async def _answer(self, exchange: Exchange) -> Answer:
         exchange.candidates = candidates(self._catalogue, exchange)
+        # What the gateway asks in its own name is a part of a client's request, which has been let in.
+        if self._holdings and exchange.origin is None:
+            await self._holdings.take(exchange)
         if self._hooks.pre_request and (answer := await self._hooks.pre_request(exchange)):
             return answer
         exchange.targets = exchange.candidates
@@ -246,6 +252,8 @@ class Pipeline:
         record = records.completion(exchange, facts, client.status, client.bytes_sent, bodies)
         self._journal.end(exchange.id, record | self._quotas.charges(exchange))
         self._quotas.let_go(exchange)
+        if self._holdings:
+            self._holdings.settle(exchange)
         self._complete(exchange)
 
     def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:

@@ -9,6 +9,10 @@ The class is the manifest:
     after: Names of plugins that must stand before it if they are enabled.
     migrations: The directory of its SQL migrations.
     commands: Names of the commands it adds, for whoever types one while it is not enabled.
+
+Of the object that is made of it:
+
+    unused_hooks: Names of hooks that it implements and, as it is configured, has no use for: they are not called.
 """
 
 from __future__ import annotations
@@ -206,9 +210,12 @@ def _migrations(manifest: type) -> Path | None:
 class Plugins:
     """The plugins of one configuration: their hooks, and their start and stop."""
 
-    def __init__(self, enabled: Sequence[EnabledPlugin], hooks: Hooks, services: Services) -> None:
+    def __init__(
+        self, enabled: Sequence[EnabledPlugin], hooks: Hooks, services: Services, on_failure: OnFailure
+    ) -> None:
         self.enabled: Final = tuple(enabled)
         self.hooks: Final = hooks
+        self.on_failure: Final = on_failure
         self._services = services
 
     @classmethod
@@ -230,7 +237,7 @@ class Plugins:
         """
         found = enabled(names, document, installed() if available is None else available)
         made = [RegisteredPlugin(plugin.name, _made(plugin, services, on_failure)) for plugin in found]
-        return cls(found, resolve([*made, *built_in], on_failure=on_failure, trace=trace), services)
+        return cls(found, resolve([*made, *built_in], on_failure=on_failure, trace=trace), services, on_failure)
 
     def provider_kinds(self, config: Config) -> Mapping[str, type[Provider]]:
         """Every provider kind by its name. Raises ConfigError when two plugins bring the same."""

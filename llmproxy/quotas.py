@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from orjson import Fragment
 
 from llmproxy import records
-from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, WorstCase
+from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease
+from llmproxy.claims import Claim
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
 from llmproxy.journal import Journal
-from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases, Together
-from llmproxy.reservations import Reservation
+from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases, Together, remaining
+from llmproxy.reservations import Reservation, backing
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks
 
@@ -33,7 +34,21 @@ _PAUSES_SECONDS: Final = (0.05, 0.15)
 _MOST_ASKED: Final = 8
 _ZERO: Final = Decimal(0)
 
-_HELD: Final = StateKey[list[Reservation]]("quotas")
+C = TypeVar("C", bound=Claim)
+
+
+class Part(NamedTuple):
+    """A plugin's claim, and which of the allowances that are reserved together are its own."""
+
+    plugin: str
+    claim: Claim
+    numbers: slice
+
+
+# By which claims an exchange, or one of its attempts, has taken what.
+Taken = tuple[Attempt | None, Sequence[Part], Reservation]
+TAKEN: Final = StateKey[list[Taken]]("taken")
+_HELD: Final = StateKey[list[Reservation]]("held")
 
 
 class Quotas:
@@ -41,6 +56,9 @@ class Quotas:
 
     Args:
         queries: Core's own.
+
+    Attributes:
+        claims_version: Grows whenever claims that were found must be found again.
     """
 
     def __init__(self, database: Database, queries: Mapping[str, str], clock: Clock, log: Log, tasks: Tasks) -> None:
@@ -52,6 +70,7 @@ class Quotas:
         self._leases = Leases(database, queries, clock, log, tasks)
         self._is_running = False
         self._holding = 0
+        self.claims_version = 0
 
     def start(self, journal: Journal) -> None:
         """Begin, with the journal of this worker."""
@@ -86,56 +105,47 @@ class Quotas:
 
         return stop
 
+    def together(self, allowances: Sequence[Allowance]) -> Together:
+        """Some allowances, to `take` from again and again. Raises ValueError when one stands there twice."""
+        return self._leases.together(allowances)
+
     async def reserve(
         self,
         exchange: Exchange,
         allowances: Sequence[Allowance],
         amounts: Sequence[Decimal],
         *,
-        attempt: Attempt | None = None,
-        worst_case: WorstCase | None = None,
         fail_open: bool = False,
     ) -> Reservation:
         """Reserve so much of each, or nothing; from what this worker has leased without asking anybody.
 
-        With an attempt, it stands in the journal before the attempt is made, and is charged should the worker die.
-
         Args:
-            allowances: As a tuple that is used again and again they are looked up once.
-            worst_case: What the ledger charges for the attempt in that case.
             fail_open: Go on without a lease when the database cannot be reached.
 
-        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
-        cannot be written.
+        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached.
         """
-        if not self._is_running:
-            self._run()
-        together = self._leases.together(allowances)
-        if attempt is None and together.any_recorded:
-            raise ValueError("An allowance of the ledger's can be reserved for an attempt only.")
-        now, returns = self._clock.monotonic(), None
-        has_room = now <= self._leases.stale_at
-        for lease, amount in zip(together.leases, amounts, strict=True):
-            has_room = has_room and (amount <= lease.free or not lease.is_capped)
-        # Hardly ever is there anything to wait for.
-        if not has_room:
-            try:
-                await self._obtain(together, amounts, exchange if attempt else None)
-            except StorageError:
-                if not fail_open:
-                    raise
-            now, returns = self._clock.monotonic(), _returns(exchange) if attempt else {}
-        # No await from here on: what is there now is still there when it is taken.
-        reservation = Reservation(together, amounts, returns)
-        if attempt is not None:
-            attempt.reserved = worst_case
-            self._hold(exchange, reservation)
-        reservation.take(now)
-        return reservation
+        return await self.take(exchange, self.together(allowances), amounts, fail_open=[fail_open] * len(amounts))
+
+    def taken(self, exchange: Exchange, kind: type[C]) -> Sequence[tuple[Attempt | None, C, Sequence[Decimal | None]]]:
+        """What an exchange and its attempts have taken by claims of a kind, the latest first.
+
+        With each attempt (None: the request itself) and claim comes what this worker could still use of the claim's
+        allowances, as far as it knows; None when it does not know.
+        """
+        found: list[tuple[Attempt | None, C, Sequence[Decimal | None]]] = []
+        for attempt, parts, reservation in reversed(exchange.state.get(TAKEN) or ()):
+            for _, claim, numbers in parts:
+                if isinstance(claim, kind):
+                    found.append((attempt, claim, remaining(reservation.leases[numbers])))
+        return found
+
+    def renew_claims(self) -> None:
+        """Have plugins be asked for all claims anew."""
+        self.claims_version += 1
 
     def remaining(self, allowances: Sequence[Allowance]) -> Sequence[Decimal | None]:
         """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-        return self._leases.remaining(allowances)
+        return remaining(self._leases.known(allowances))
 
     async def settled(self, names: Sequence[str]) -> Mapping[tuple[str, datetime], Decimal]:
         """What is settled of some allowances, by name and bucket. Raises StorageError."""
@@ -167,6 +177,49 @@ class Quotas:
 
     # What core asks for
 
+    async def take(
+        self,
+        exchange: Exchange,
+        together: Together,
+        amounts: Sequence[Decimal],
+        *,
+        attempt: Attempt | None = None,
+        fail_open: Sequence[bool] = (),
+    ) -> Reservation:
+        """Reserve so much of each, or nothing; with an attempt, so that it is charged should the worker die.
+
+        Args:
+            attempt: What it is for, which the ledger charges as its `reserved` says in that case. It stands in the
+                journal before the attempt is made.
+            fail_open: Of each, whether to go on without a lease when the database cannot be reached.
+
+        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
+        cannot be written.
+        """
+        if not self._is_running:
+            self._run()
+        if attempt is None and together.is_recorded:
+            raise ValueError("An allowance of the ledger's can be reserved for an attempt only.")
+        leases = self._leases
+        if together.generation != leases.generation:
+            leases.look_up(together)
+        now, returns = self._clock.monotonic(), None
+        has_room = now <= leases.stale_at
+        for lease, amount in zip(together.leases, amounts, strict=True):
+            if amount > lease.free and lease.is_capped:
+                has_room = False
+        # Hardly ever is there anything to wait for.
+        if not has_room:
+            await self._obtain(together, amounts, exchange if attempt else None, fail_open)
+            now, returns = self._clock.monotonic(), _returns(exchange) if attempt else {}
+        # No await from here on: what is there now is still there when it is taken.
+        is_backed = returns is None and together.all_capped
+        backed = list(amounts) if is_backed else backing(together, amounts, returns or {})
+        reservation = Reservation(together, amounts, backed, now)
+        if attempt is not None:
+            self._hold(exchange, reservation)
+        return reservation
+
     @property
     def holds_attempts(self) -> bool:
         """Whether every attempt is reserved before it is made."""
@@ -188,7 +241,9 @@ class Quotas:
 
     # Reserving
 
-    async def _obtain(self, together: Together, amounts: Sequence[Decimal], exchange: Exchange | None) -> None:
+    async def _obtain(
+        self, together: Together, amounts: Sequence[Decimal], exchange: Exchange | None, fail_open: Sequence[bool]
+    ) -> None:
         """Return when every lease has what is wanted. Raises AllowanceExhausted or StorageError.
 
         Args:
@@ -196,6 +251,15 @@ class Quotas:
         """
         pairs = list(zip(together.leases, amounts, strict=True))
         returns = _returns(exchange) if exchange else {}
+        try:
+            await self._ask_for(pairs, returns)
+        except StorageError:
+            lacking = {lease for lease, _ in self._lacks(pairs, returns)}
+            are_open = {lease for lease, is_open in zip(together.leases, fail_open, strict=False) if is_open}
+            if not lacking <= are_open:
+                raise
+
+    async def _ask_for(self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]) -> None:
         pauses = iter(_PAUSES_SECONDS)
         asked = 0
         while lacks := self._lacks(pairs, returns):
@@ -228,10 +292,15 @@ class Quotas:
         return next(((lease, amount) for lease, amount in lacks if lease.is_refused(amount, now)), None)
 
     def _hold(self, exchange: Exchange, reservation: Reservation) -> None:
-        """Reserve for an attempt: in the journal first, so that nothing has changed when that cannot be written."""
-        held = [*(exchange.state.get(_HELD) or ()), reservation]
-        self._journal.hold(exchange.id, records.hold(exchange, _charges(held)))
-        for each in held[:-1]:
+        """Have the journal know of it; as if nothing had been reserved, when that cannot be written."""
+        earlier = exchange.state.get(_HELD)
+        held = [*earlier, reservation] if earlier else [reservation]
+        try:
+            self._journal.hold(exchange.id, records.hold(exchange, _charges(held)))
+        except BaseException:
+            reservation.undo()
+            raise
+        for each in earlier or ():
             each.give_surplus()
         exchange.state[_HELD] = held
 

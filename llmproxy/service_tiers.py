@@ -32,6 +32,8 @@ def possible_tiers(asked: object, speed: object = None) -> tuple[str | None, ...
     Args:
         speed: What it asks for where the fast mode is a setting of its own.
     """
+    if asked is None and speed is None:
+        return _UNASKED
     tier = service_tier(asked)
     if tier is not None:
         tiers: tuple[str | None, ...] = (None, tier)

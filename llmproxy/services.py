@@ -11,12 +11,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from llmproxy.allowances import Allowance, AllowanceUsage, WorstCase
+from llmproxy.allowances import Allowance, AllowanceUsage
+from llmproxy.claims import Claim
 from llmproxy.errors import UpstreamError
 from llmproxy.exchange import Answer, Attempt, Cost, Document, Exchange, Operation, Target, Usage
+
+C = TypeVar("C", bound=Claim)
 
 
 class Clock(Protocol):
@@ -35,11 +39,8 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own time."""
 
-    def now(self) -> datetime:
-        """The wall clock, in UTC."""
-        return datetime.now(UTC)
-
-    # Asked a dozen times for each request: the function itself, without one of ours around it.
+    # Asked a dozen times for each request: the functions themselves, without one of ours around them.
+    now = staticmethod(partial(datetime.now, UTC))
     monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:
@@ -235,23 +236,27 @@ class Quotas(Protocol):
         allowances: Sequence[Allowance],
         amounts: Sequence[Decimal],
         *,
-        attempt: Attempt | None = None,
-        worst_case: WorstCase | None = None,
         fail_open: bool = False,
     ) -> Reservation:
         """Reserve so much of each, or nothing; from what this worker has leased without asking anybody.
 
-        With an attempt, it stands in the journal before the attempt is made, and is charged should the worker die. An
-        allowance that has a share of the ledger can be reserved for attempts only.
+        For what no hook `claims` can say, and of allowances without a share of the ledger.
 
         Args:
-            allowances: As a tuple that is used again and again they are looked up once.
-            worst_case: What the ledger charges for the attempt in that case.
             fail_open: Go on without a lease when the database cannot be reached.
 
-        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
-        cannot be written.
+        Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached.
         """
+
+    def taken(self, exchange: Exchange, kind: type[C]) -> Sequence[tuple[Attempt | None, C, Sequence[Decimal | None]]]:
+        """What an exchange and its attempts have taken by claims of a kind, the latest first.
+
+        With each attempt (None: the request itself) and claim comes what this worker could still use of the claim's
+        allowances, as far as it knows; None when it does not know.
+        """
+
+    def renew_claims(self) -> None:
+        """Have plugins be asked for all claims anew."""
 
     def hold_attempts(self) -> Callable[[], None]:
         """Have it count, until what is returned is called, that every attempt is reserved before it is made.

@@ -131,7 +131,8 @@ class Worker:
         attempt = Attempt(number, exchange.targets[0], exchange.request, DAY, 0.0)
         exchange.attempts.append(attempt)
         allowances, amounts = [allowance for allowance, _ in wants], [amount for _, amount in wants]
-        return await self.quotas.reserve(exchange, allowances, amounts, attempt=attempt, fail_open=fail_open)
+        together, are_open = self.quotas.together(allowances), [fail_open] * len(wants)
+        return await self.quotas.take(exchange, together, amounts, attempt=attempt, fail_open=are_open)
 
     def end(self, exchange: Exchange) -> None:
         """Write the exchange's record."""

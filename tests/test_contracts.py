@@ -27,7 +27,7 @@ Skip = Callable[[ast.AST], bool]
 LAYERS = (
     (
         *("errors", "ids", "exchange", "splice", "sse", "dialects", "pricing", "price_data"),
-        *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances"),
+        *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances", "claims"),
         *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
     ),
     (
@@ -58,6 +58,7 @@ LAYERS = (
         "answers",
         "attempt",
         "race",
+        "holdings",
         "failover",
         "current_prices",
         "exchanges",

@@ -91,7 +91,9 @@ async def outcome_of(
     plugin = Fallback(FallbackConfig.model_validate(section), make_services(clock=clock))
     hooks = hooks_of(plugin)
     attempts = ScriptedAttempts(script, clock)
-    failover = Failover(hooks=hooks, attempts=attempts, accounting=Accounting({}, PRICES, clock), clock=clock)
+    failover = Failover(
+        hooks=hooks, holdings=None, attempts=attempts, accounting=Accounting({}, PRICES, clock), clock=clock
+    )
     for _ in range(earlier):
         await one(failover, hooks, clock, targets)
     return await one(failover, hooks, clock, targets)

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,10 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmproxy.api import Exchange, LLMProxyError, RateLimited, StorageError
+from llmproxy.holdings import Holdings
+from llmproxy.hooks import RegisteredPlugin, resolve
 from llmproxy.migrate import Component, core_component, migrate
 from llmproxy.testing import FaultProxy, make_exchange, make_services, wait_until
 from llmproxy.testing.database import TestDatabases
-from llmproxy_plugins.rate_limits import HELD, RateLimits
+from llmproxy_plugins.rate_limits import RateLimits
+from llmproxy_plugins.rate_limits.counting import REFUSED
 from llmproxy_plugins.rate_limits.settings import RateLimitsConfig
 from llmproxy_plugins.rate_limits.slots import IDLE_SECONDS, LIFETIME_SECONDS
 from llmproxy_plugins.rate_limits.windows import Window
@@ -36,17 +38,32 @@ class Member:
         self.worker = worker
         services = make_services(clock=worker.clock, database=worker.database, quotas=worker.quotas)
         self.plugin = RateLimits(RateLimitsConfig.model_validate(config), services)
+        failures: list[object] = []
+        hooks = resolve([RegisteredPlugin("rate_limits", self.plugin)], on_failure=lambda *each: failures.append(each))
+        assert hooks.claims is not None
+        self.holdings = Holdings(hooks.claims, worker.quotas, on_failure=lambda *each: failures.append(each))
 
     async def let_in(self) -> Exchange:
         """A request that was let in. Raises RateLimited and StorageError."""
         exchange = make_exchange()
-        await self.plugin.pre_request(exchange)
+        exchange.admitted_at = self.worker.clock.now()
+        try:
+            await self.holdings.take(exchange)
+            await self.plugin.pre_request(exchange)
+        except BaseException:
+            self.end(exchange)
+            raise
         return exchange
+
+    def end(self, exchange: Exchange) -> None:
+        """What the gateway does when a request is over."""
+        self.holdings.settle(exchange)
+        self.plugin.on_complete(exchange)
 
     async def admits(self) -> bool:
         """Whether a request is let in, and ends at once."""
         with suppress(RateLimited):
-            self.plugin.on_complete(await self.let_in())
+            self.end(await self.let_in())
             return True
         return False
 
@@ -169,7 +186,7 @@ async def test_slots_are_shared(cluster: Cluster) -> None:
         with pytest.raises(RateLimited):
             await member.let_in()
     for exchange in running:
-        first.plugin.on_complete(exchange)
+        first.end(exchange)
     first.worker.clock.advance(1)
     await wait_until(lambda: bool(first.worker.database._listener._subscriptions))
     running_there += [await second.let_in() for _ in range(15)]
@@ -201,7 +218,7 @@ async def test_a_worker_taken_for_dead_holds_again_what_is_in_use(cluster: Clust
     await other.let_in()
     paused.worker.clock.advance(LIFETIME_SECONDS)
     await paused.plugin.slots.confirm()
-    paused.plugin.on_complete(running[0])
+    paused.end(running[0])
     with pytest.raises(RateLimited):
         await paused.let_in()
     with pytest.raises(RateLimited):
@@ -228,7 +245,7 @@ async def test_a_request_given_up_while_it_waits_keeps_nothing(cluster: Cluster,
             await asyncio.sleep(0.02 * moment)
             task.cancel()
             with suppress(asyncio.CancelledError, LLMProxyError):
-                member.plugin.on_complete(await task)
+                member.end(await task)
         member.worker.clock.advance(1)
         assert [pool.used for pool in member.plugin.slots._pools.values()] == [0]
         assert await member.admits()
@@ -262,11 +279,8 @@ async def test_state_of_an_exchange_is_settled_once(cluster: Cluster) -> None:
     """A request that was let in is used in full when it has ended."""
     member = await cluster(limit(requests=10))
     exchange = await member.let_in()
-    member.plugin.on_complete(exchange)
-    held = exchange.state[HELD].request
-    assert held is not None
-    reservation = held.reservation
-    assert reservation is not None
-    reservation.settle([Decimal(0)])
+    member.end(exchange)
+    exchange.state[REFUSED] = []
+    member.end(exchange)
     used = [await member.admits() for _ in range(12)]
     assert sum(used) == 9

@@ -37,9 +37,13 @@ def embedded_media(document: Document) -> list[EmbeddedMedia]:
     messages = document.get("messages")
     if not isinstance(messages, list):
         return []
-    # Most messages are a string: those that have parts are few, and looked at more closely.
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    return [media for content in contents if isinstance(content, list) for media in _in_parts(content)]
+    found: list[EmbeddedMedia] = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        # Most are a string: those that have parts are few, and looked at more closely.
+        if isinstance(content, list):
+            found += _in_parts(content)
+    return found
 
 
 # The parts are whatever the client sent.

@@ -12,13 +12,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from llmproxy.api import (
     Allowance,
-    Attempt,
     Exchange,
     Scope,
     ScopeName,
     Scopes,
-    Usage,
-    WorstCase,
+    Target,
     caller_key,
     spoken_subject,
 )
@@ -39,8 +37,6 @@ _COLUMNS: Final[Mapping[Scope, str]] = {
 }
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 _END: Final = datetime.max.replace(tzinfo=UTC)
-_ONE: Final = Decimal(1)
-_ZERO: Final = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,46 +58,29 @@ class Applied(NamedTuple):
 
 
 class Plan:
-    """The budgets of all requests that are alike, from one moment up to another.
+    """The budgets of all attempts that are alike, from one moment up to another.
 
     Attributes:
-        hard_usd: Those in dollars that refuse.
+        units: What each of them is counted in.
+        are_hard_usd: Which of them are in dollars and refuse.
         soft: Those that only tell.
         throttled: Those that delay.
         watched: Those of which somebody wants to know how full they are.
     """
 
     def __init__(self, applied: tuple[Applied, ...], *, since: datetime, until: datetime) -> None:
+        limits = [each.budget.limit for each in applied]
         self.applied: Final = applied
         self.since: Final = since
         self.until: Final = until
-        self.units: Final = tuple(each.budget.limit.unit for each in applied)
-        self._are_usd = set(self.units) == {"usd"}
         self.allowances: Final = tuple(each.allowance for each in applied)
-        hard_usd = tuple(
-            each.allowance for each in applied if (each.budget.limit.unit, each.budget.limit.mode) == ("usd", "hard")
-        )
-        # The same tuple where it is all of them: its leases are looked up once.
-        self.hard_usd: Final = self.allowances if hard_usd == self.allowances else hard_usd
+        self.units: Final = tuple(limit.unit for limit in limits)
+        self.are_hard_usd: Final = tuple((limit.unit, limit.mode) == ("usd", "hard") for limit in limits)
         self.soft: Final = [each for each in applied if each.budget.limit.mode == "soft"]
         self.throttled: Final = [each for each in applied if each.budget.limit.mode == "throttle"]
         self.watched: Final = [
             each for each in applied if each.budget.limit.alert_at or each.budget.limit.mode != "hard"
         ]
-
-    def amounts(self, amount_usd: Decimal | None, tokens: Usage | WorstCase) -> Sequence[Decimal]:
-        """What an attempt that costs so much takes of each allowance."""
-        usd = amount_usd or _ZERO
-        if self._are_usd:
-            return (usd,) * len(self.units)
-        taken: dict[Unit, Decimal] = {"usd": usd, "tokens": Decimal(tokens.total_tokens), "requests": _ONE}
-        return [taken[unit] for unit in self.units]
-
-    def used(self, attempt: Attempt) -> Sequence[Decimal]:
-        """What an attempt has used of each allowance: what its row in the ledger says, and nothing without one."""
-        if attempt.usage is None:
-            return (_ZERO,) * len(self.units)
-        return self.amounts(attempt.cost.amount_usd if attempt.cost else None, attempt.usage)
 
 
 class Kind(NamedTuple):
@@ -124,10 +103,10 @@ class Group:
         self._scopes = Scopes(kind.scope)
         self.budget: Final = lru_cache(maxsize=_REMEMBERED_SUBJECTS)(self._budget)
 
-    def budgets(self, exchange: Exchange, attempt: Attempt) -> Iterator[Budget]:
-        """Those that an attempt is held to: one, none, or with tags several."""
+    def budgets(self, exchange: Exchange, target: Target) -> Iterator[Budget]:
+        """Those that an attempt at a target is held to: one, none, or with tags several."""
         workspace = exchange.principal.workspace
-        for names in self._scopes.names(exchange, attempt.target):
+        for names in self._scopes.names(exchange, target):
             if (budget := self.budget(workspace, names)) is not None:
                 yield budget
 
@@ -159,19 +138,19 @@ class Limits:
         self._raised = raised
         self._plans.clear()
 
-    def plan(self, exchange: Exchange, attempt: Attempt) -> Plan:
-        """The budgets that an attempt is held to; a request belongs to the window in which it was let in."""
-        key, at = caller_key(exchange, attempt.target), exchange.admitted_at
+    def plan(self, exchange: Exchange, target: Target) -> Plan:
+        """What an attempt at a target is held to; a request belongs to the window in which it was let in."""
+        key, at = caller_key(exchange, target), exchange.admitted_at
         plan = self._plans.get(key)
         if plan is None or not plan.since <= at < plan.until:
             if len(self._plans) > _REMEMBERED_SUBJECTS:
                 self._plans.clear()
-            plan = self._plans[key] = self._planned(exchange, attempt)
+            plan = self._plans[key] = self._planned(exchange, target)
         return plan
 
-    def _planned(self, exchange: Exchange, attempt: Attempt) -> Plan:
+    def _planned(self, exchange: Exchange, target: Target) -> Plan:
         at = exchange.admitted_at
-        found = [(budget, group.windows.at(at)) for group in self.groups for budget in group.budgets(exchange, attempt)]
+        found = [(budget, group.windows.at(at)) for group in self.groups for budget in group.budgets(exchange, target)]
         turns = [turn for budget, span in found for turn in (*_ends(span), *self._turns(budget))]
         return Plan(
             tuple(self.apply(budget, span, at) for budget, span in found),

@@ -155,6 +155,7 @@ class Operators:
         for row in await self._services.database.fetch(_ACTIVE):
             raised.setdefault(row["allowance"], []).append((row["expires_at"], row["cap"]))
         self._limits.raise_caps(raised)
+        self._services.quotas.renew_claims()
 
 
 def _plain(amount: Decimal) -> str:

@@ -2,70 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from llmproxy.api import (
-    AllowanceExhausted,
-    Attempt,
-    Exchange,
-    LLMProxyError,
-    RateLimited,
-    Reservation,
-    Services,
-    StateKey,
-    StorageError,
-    UpstreamWithheld,
-    hookimpl,
-)
-from llmproxy_plugins.rate_limits.headers import Standing, say
-from llmproxy_plugins.rate_limits.limits import SLOTS, Limits, Plan, Rule
+from llmproxy.api import Attempt, Exchange, Services, StateKey, Target, hookimpl
+from llmproxy_plugins.rate_limits.counting import NAME, REFUSED, Counter, Counting, refusal
+from llmproxy_plugins.rate_limits.headers import Told, say
+from llmproxy_plugins.rate_limits.limits import SLOTS, Limits, Rule
 from llmproxy_plugins.rate_limits.reopening import Reopening
 from llmproxy_plugins.rate_limits.settings import RateLimitsConfig
 from llmproxy_plugins.rate_limits.slots import Slots, SlotsTaken
-from llmproxy_plugins.rate_limits.windows import Window
 
 # When one of the requests under way ends nobody knows.
 SLOT_SECONDS: Final = 1.0
-_BYTES_PER_TOKEN: Final = 4
-_ZERO: Final = Decimal(0)
 
-
-@dataclass(slots=True)
-class Hold:
-    """What a request, or one of its attempts, has of its limits: so much of each that its plan counts."""
-
-    plan: Plan
-    amounts: Sequence[Decimal]
-    reservation: Reservation | None = None
-
-
-@dataclass(slots=True)
-class Held:
-    """What an exchange has of its limits.
-
-    Attributes:
-        refused: When a limit has no room, what clients are told of in place of all that they are held to.
-        overrun: What attempts have used beyond what was reserved for them.
-    """
-
-    request: Hold | None = None
-    attempts: dict[int, Hold] = field(default_factory=dict)
-    refused: Plan | None = None
-    overrun: list[tuple[Rule, Window, Decimal]] = field(default_factory=list)
-
-
-HELD: Final = StateKey[Held]("rate_limits.held")
+# The slots of each attempt by its number, and those of the request itself as number 0.
+_HELD: Final = StateKey[dict[int, Sequence[Rule]]]("rate_limits.slots")
 
 
 class RateLimits:
     """The plugin: takes from every limit that a request is held to, or from none; and gives back what was not used."""
 
-    name = "rate_limits"
+    name = NAME
     Config = RateLimitsConfig
     migrations = Path(__file__).parent / "migrations"
 
@@ -74,13 +34,15 @@ class RateLimits:
         self.services = services
         self.limits = Limits(config.limits)
         self.slots = Slots(services)
-        self.reopening = Reopening(services)
-        self.fail_open = config.fail == "open"
+        self.counter = Counter(config, self.limits, services, Reopening(services))
+        self.has_slots = any(unit in limit.caps for limit in config.limits for unit in SLOTS)
+        # What is counted is claimed; they are for slots.
+        self.unused_hooks = () if self.has_slots else ("pre_request", "pre_attempt", "post_attempt", "on_complete")
 
     @hookimpl
     def startup(self) -> None:
         """Begin to share slots, if there are any."""
-        if any(unit in limit.caps for limit in self.config.limits for unit in SLOTS):
+        if self.has_slots:
             self.slots.start()
 
     @hookimpl
@@ -89,158 +51,64 @@ class RateLimits:
         await self.slots.stop()
 
     @hookimpl
+    def claims(self, exchange: Exchange, target: Target | None, at: datetime) -> Counting | None:
+        """Have requests, and attempts, take what is counted of their limits."""
+        plan = self.limits.plan(exchange, target)
+        return Counting(plan, at, self.counter) if plan.counted else None
+
+    @hookimpl
     async def pre_request(self, exchange: Exchange) -> None:
-        """Let a client's request in, or refuse it."""
-        if exchange.origin is not None:
-            # The client's own request, which this one is made for, has been let in.
-            return
-        plan = self.limits.plan(exchange)
-        if plan.counted or plan.slots:
-            held = exchange.state[HELD] = Held()
-            held.request = await self._take(exchange, held, plan, plan.ones)
+        """Let a client's request in, or refuse it; what is asked in its course has been let in with it."""
+        if exchange.origin is None:
+            await self._acquire(exchange, None, 0)
 
     @hookimpl
     async def pre_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
-        """Reserve what the attempt is likely to take, or refuse the request."""
-        plan = self.limits.plan(exchange, attempt.target)
-        if not plan.counted and not plan.slots:
-            return
-        held = exchange.state.get(HELD)
-        if held is None:
-            held = exchange.state[HELD] = Held()
-        held.refused = None
-        held.attempts[attempt.number] = await self._take(exchange, held, plan, self._estimate(attempt, plan))
+        """Let an attempt begin, or refuse the request."""
+        await self._acquire(exchange, attempt.target, attempt.number)
 
     @hookimpl
     def post_attempt(self, exchange: Exchange, attempt: Attempt) -> None:
-        """Settle what the attempt has used."""
-        held = exchange.state.get(HELD)
-        hold = held.attempts.get(attempt.number) if held else None
-        if held is None or hold is None:
-            return
-        if hold.plan.slots:
-            self.slots.release(hold.plan.slots)
-        used = hold.plan.used(attempt)
-        if hold.reservation is not None:
-            hold.reservation.settle(list(map(min, hold.amounts, used)))
-        # What is beyond the estimate has its turn in on_complete, in whichever window that is.
-        for counted, amount, actual in zip(hold.plan.counted, hold.amounts, used, strict=True):
-            if actual > amount:
-                held.overrun.append((*counted, actual - amount))
+        """Free an attempt's slots."""
+        self._release(exchange, attempt.number)
+
+    @hookimpl
+    def on_complete(self, exchange: Exchange) -> None:
+        """Free the request's own slots."""
+        self._release(exchange, 0)
 
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Tell the client of its own limits, in place of the gateway's at the provider."""
-        held = exchange.state.get(HELD)
-        if held is None:
-            return
-        if held.refused is not None:
-            plans = [held.refused]
-        else:
-            plans = [held.request.plan] if held.request is not None else []
-            if held.attempts:
-                plans.append(held.attempts[max(held.attempts)].plan)
         now = self.services.clock.now()
-        say(exchange, self._tightest(plans, now), now)
-
-    @hookimpl
-    def on_complete(self, exchange: Exchange) -> None:
-        """Free the slots, and take what was used beyond the estimates, as far as there is room for it."""
-        held = exchange.state.get(HELD)
-        if held is None:
-            return
-        if (own := held.request) is not None:
-            if own.plan.slots:
-                self.slots.release(own.plan.slots)
-            # Refused by one limit, it has taken nothing of any other; what went to a provider has been used.
-            is_used = held.refused is None or any(attempt.is_sent for attempt in exchange.attempts)
-            if own.reservation is not None:
-                own.reservation.settle(own.amounts if is_used else own.plan.zeros)
-        if held.overrun:
-            self.services.tasks.start("rate limit overrun", self._charge(exchange, held.overrun))
+        if (refused := exchange.state.get(REFUSED)) is not None:
+            allowances = [self.limits.allowance(*each, now) for each in refused]
+            told = [Told.of(*each, allowance) for each, allowance in zip(refused, allowances, strict=True)]
+            say(exchange, [(told, self.services.quotas.remaining(allowances))], now)
+        elif taken := self.services.quotas.taken(exchange, Counting):
+            # The request's own and its latest attempt's, which comes first.
+            latest = taken[0][0]
+            standings = [(limits.told, left) for attempt, limits, left in taken if attempt is None or attempt is latest]
+            say(exchange, reversed(standings), now)
 
     # Small print
 
-    async def _take(self, exchange: Exchange, held: Held, plan: Plan, amounts: Sequence[Decimal]) -> Hold:
-        """All that is wanted, or nothing. Raises RateLimited, UpstreamWithheld and StorageError."""
-        if plan.slots:
-            await self._acquire(exchange, held, plan)
-        hold = Hold(plan, amounts)
-        if not plan.counted:
-            return hold
-        allowances = plan.allowances(self.services.clock.now())
+    async def _acquire(self, exchange: Exchange, target: Target | None, number: int) -> None:
+        """All slots that are wanted, or none. Raises RateLimited, UpstreamWithheld and StorageError."""
+        slots = self.limits.plan(exchange, target).slots
+        if not slots:
+            return
         try:
-            hold.reservation = await self.services.quotas.reserve(
-                exchange, allowances, amounts, fail_open=self.fail_open
-            )
-        except BaseException as error:
-            self.slots.release(plan.slots)
-            if isinstance(error, AllowanceExhausted):
-                raise await self._exhausted(exchange, held, hold, error) from None
-            raise
-        return hold
-
-    async def _acquire(self, exchange: Exchange, held: Held, plan: Plan) -> None:
-        try:
-            await self.slots.acquire(plan.slots, fail_open=self.fail_open)
+            await self.slots.acquire(slots, fail_open=self.config.fail == "open")
         except SlotsTaken as taken:
-            held.refused = Plan([], self.limits.allowance)
-            raise self._refusal(exchange, taken.rule, SLOT_SECONDS) from None
+            exchange.state[REFUSED] = []
+            raise refusal(exchange, taken.rule, SLOT_SECONDS) from None
+        held = exchange.state.get(_HELD)
+        if held is None:
+            held = exchange.state[_HELD] = {}
+        held[number] = slots
 
-    async def _exhausted(self, exchange: Exchange, held: Held, hold: Hold, error: AllowanceExhausted) -> LLMProxyError:
-        allowance = error.allowance
-        number = next(n for n, (rule, _) in enumerate(hold.plan.counted) if rule.name == allowance.name)
-        (rule, window), amount = hold.plan.counted[number], hold.amounts[number]
-        held.refused = Plan([rule], self.limits.allowance)
-        if amount > rule.cap:
-            exchange.response_headers.append(("x-should-retry", "false"))
-            exchange.decide(self.name, "refused", f"the {rule} has never room for {amount}")
-            sentence = f"The {rule} is less than this request is likely to take, {amount}; ask for less at a time."
-            return _refused(rule, RateLimited(sentence))
-        return self._refusal(exchange, rule, await self.reopening.seconds(allowance, window, amount))
-
-    def _refusal(self, exchange: Exchange, rule: Rule, seconds: float) -> LLMProxyError:
-        exchange.decide(self.name, "refused", f"the {rule} has no room")
-        sentence = f"The {rule} is reached; try again in {seconds:.3g} s."
-        return _refused(rule, RateLimited(sentence, retry_after_seconds=seconds))
-
-    def _estimate(self, attempt: Attempt, plan: Plan) -> Sequence[Decimal]:
-        if not plan.counts_tokens:
-            return plan.ones
-        worst = attempt.worst_case(self.config.assumed_output_tokens)
-        # The worst case counts every byte of text as a token, and knows what images take; here it is what is likely.
-        likely = max(1, min(worst.input_tokens, attempt.request.size_bytes // _BYTES_PER_TOKEN))
-        return plan.amounts(likely, min(worst.output_tokens, self.config.assumed_output_tokens))
-
-    async def _charge(self, exchange: Exchange, overrun: Sequence[tuple[Rule, Window, Decimal]]) -> None:
-        for rule, window, amount in overrun:
-            allowance = self.limits.allowance(rule, window, self.services.clock.now())
-            [room] = self.services.quotas.remaining([allowance])
-            wanted = amount if room is None else min(amount, room)
-            if wanted <= 0:
-                continue
-            try:
-                reservation = await self.services.quotas.reserve(exchange, [allowance], [wanted])
-                reservation.settle([wanted])
-            except (AllowanceExhausted, StorageError):
-                self.services.log.warning("rate_limit_overrun_not_counted", request_id=exchange.id, limit=rule.name)
-
-    def _tightest(self, plans: Sequence[Plan], now: datetime) -> Mapping[str, Standing]:
-        """How the tightest limit stands of each unit that there is in the clients' words."""
-        tightest: dict[str, Standing] = {}
-        for plan in plans:
-            allowances = plan.allowances(now)
-            amounts = self.services.quotas.remaining(allowances)
-            for (rule, window), allowance, amount in zip(plan.counted, allowances, amounts, strict=True):
-                unit = "requests" if rule.unit == "requests" else "tokens"
-                known = tightest.get(unit)
-                remaining = Decimal(rule.cap) if amount is None else amount
-                # As fractions, without a division: less of its cap is left.
-                if known is None or remaining * known.cap < known.remaining * rule.cap:
-                    tightest[unit] = Standing(rule.most, rule.cap, remaining, window, allowance.until)
-        return tightest
-
-
-def _refused(rule: Rule, refusal: RateLimited) -> LLMProxyError:
-    """For the client; where it is the target that has no room, for whoever looks for another target first."""
-    return UpstreamWithheld(refusal) if rule.limit.is_of_targets else refusal
+    def _release(self, exchange: Exchange, number: int) -> None:
+        held = exchange.state.get(_HELD)
+        if held and number in held:
+            self.slots.release(held.pop(number))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
-from llmproxy.api import Exchange, Headers
+from llmproxy.api import Allowance, Exchange, Headers
+from llmproxy_plugins.rate_limits.limits import Rule
 from llmproxy_plugins.rate_limits.windows import Window
 
 # The limit, what is left of it, and when all of it is there again.
@@ -19,29 +20,47 @@ NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
 _UNITS: Final = {name: unit for unit, names in NAMES.items() for name in names}
 
 
-class Standing(NamedTuple):
-    """How a limit stands.
+class Told(NamedTuple):
+    """What clients are told of a limit.
 
     Attributes:
+        unit: In the clients' words, `requests` or `tokens`.
         most: What the configuration says.
         cap: What may be used in the window.
-        remaining: How much of that is left.
         until: When the window that it is now ends; None where it slides.
     """
 
-    most: int
-    cap: int
-    remaining: Decimal
+    unit: str
+    most: str
+    cap: Decimal
     window: Window
     until: datetime | None
 
+    @classmethod
+    def of(cls, rule: Rule, window: Window, allowance: Allowance) -> Self:
+        """A limit in one of its windows."""
+        unit = "requests" if rule.unit == "requests" else "tokens"
+        return cls(unit, str(rule.most), Decimal(rule.cap), window, allowance.until)
 
-def say(exchange: Exchange, tightest: Mapping[str, Standing], now: datetime) -> None:
-    """Have the answer's head tell of these limits, by `requests` and `tokens`, and of none of the provider's."""
-    for unit, (most, _, remaining, window, until) in tightest.items():
-        left = str(int(remaining)) if remaining > 0 else "0"
-        reset = duration(window.reset_seconds(now, until))
-        exchange.response_headers += zip(NAMES[unit], (str(most), left, reset), strict=True)
+
+# Limits, and what is left of each; None when that is not known.
+Standing = tuple[Sequence[Told], Sequence[Decimal | None]]
+
+
+def say(exchange: Exchange, standings: Iterable[Standing], now: datetime) -> None:
+    """Have the answer's head tell of the tightest limit of each unit, and nothing of the provider's own."""
+    tightest: dict[str, tuple[Told, Decimal]] = {}
+    for limits, amounts in standings:
+        for told, amount in zip(limits, amounts, strict=True):
+            left = told.cap if amount is None else amount
+            known = tightest.get(told.unit)
+            # As fractions, without a division: less of its cap is left.
+            if known is None or left * known[0].cap < known[1] * told.cap:
+                tightest[told.unit] = told, left
+    for unit, (told, left) in tightest.items():
+        reset = duration(told.window.reset_seconds(now, told.until))
+        remaining = str(int(left)) if left > 0 else "0"
+        exchange.response_headers += zip(NAMES[unit], (told.most, remaining, reset), strict=True)
     if exchange.answer is not None:
         exchange.answer.headers = _without(tightest, exchange.answer.headers)
     for attempt in exchange.attempts:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, Target, caller_key, spoken_subject
 from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
-from llmproxy_plugins.rate_limits.windows import EPOCH, Window, window_of
+from llmproxy_plugins.rate_limits.windows import Window, window_of
 
 PREFIX: Final = "rate_limits:"
 SLOTS: Final[tuple[Unit, ...]] = ("concurrent", "concurrent_streams")
@@ -29,8 +29,6 @@ _THINGS: Final[Mapping[Unit, str]] = {
 _REMEMBERED_SUBJECTS: Final = 10_000
 _ONE: Final = Decimal(1)
 _ZERO: Final = Decimal(0)
-_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
-_END: Final = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +63,13 @@ class Plan:
         ones: What one request takes of each.
     """
 
-    def __init__(self, rules: Sequence[Rule], allowance: Callable[[Rule, Window, datetime], Allowance]) -> None:
+    def __init__(self, rules: Sequence[Rule]) -> None:
         self.slots: Final = tuple(rule for rule in rules if rule.window is None)
         self.counted: Final = tuple((rule, rule.window) for rule in rules if rule.window is not None)
         self.units: Final = tuple(rule.unit for rule, _ in self.counted)
         self.ones: Final = (_ONE,) * len(self.counted)
         self.zeros: Final = (_ZERO,) * len(self.counted)
         self.counts_tokens: Final = any(unit in TOKENS for unit in self.units)
-        self._allowance = allowance
-        self._known: tuple[Allowance, ...] = ()
-        self._since = self._until = EPOCH
 
     def amounts(self, input_tokens: int, output_tokens: int, requests: int = 1) -> Sequence[Decimal]:
         """What so much takes of each that is counted."""
@@ -88,20 +83,9 @@ class Plan:
 
     def used(self, attempt: Attempt) -> Sequence[Decimal]:
         """What an attempt has used of each that is counted; a request counts once it has reached the provider."""
-        if not self.counts_tokens:
-            return self.ones if attempt.is_sent else self.zeros
         usage = attempt.usage
         tokens = (usage.input_tokens, usage.output_tokens) if usage else (0, 0)
         return self.amounts(*tokens, requests=1 if attempt.is_sent else 0)
-
-    def allowances(self, now: datetime) -> Sequence[Allowance]:
-        """What is counted, in the windows that a moment is in; the same objects as long as it is the same windows."""
-        if not self._since <= now < self._until:
-            self._known = tuple(self._allowance(rule, window, now) for rule, window in self.counted)
-            self._since = max((each.bucket for each in self._known), default=_BEGINNING)
-            ends = (each.bucket + window.pace for each, (_, window) in zip(self._known, self.counted, strict=True))
-            self._until = min(ends, default=_END)
-        return self._known
 
 
 class Kind(NamedTuple):
@@ -164,8 +148,14 @@ class Limits:
                 self._plans.clear()
             groups = self._of_requests if target is None else self._of_attempts
             rules = [rule for group in groups for rule in group.rules(exchange, target) if _counts(rule, exchange)]
-            plan = self._plans[key] = Plan(rules, self.allowance)
+            plan = self._plans[key] = Plan(rules)
         return plan
+
+    def allowances(self, plan: Plan, at: datetime) -> tuple[tuple[Allowance, ...], datetime, datetime]:
+        """What a plan's limits allow at a time, and from when until when it is the same windows."""
+        found = tuple(self.allowance(rule, window, at) for rule, window in plan.counted)
+        ends = (each.bucket + window.pace for each, (_, window) in zip(found, plan.counted, strict=True))
+        return found, max((each.bucket for each in found), default=at), min(ends, default=at)
 
     def allowance(self, rule: Rule, window: Window, now: datetime) -> Allowance:
         """What a rule allows at a time; the same object as long as it is the same window."""
