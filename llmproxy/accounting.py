@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import Final
 
 from llmproxy import estimate
 from llmproxy.allowances import WorstCase
@@ -25,8 +26,10 @@ from llmproxy.offers import Offers
 from llmproxy.prices import Prices, is_empty
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Endpoints
-from llmproxy.service_tiers import possible_tiers, service_tier
+from llmproxy.service_tiers import USUAL_TIERS, possible_tiers, service_tier
 from llmproxy.services import Clock
+
+_CHARGED_OTHERWISE: Final = frozenset({"tools", "web_search_options", "service_tier", "speed"})
 
 
 class Accounting:
@@ -136,10 +139,13 @@ class Ceiling:
         document = self._document = request.document
         provider = self._endpoints[self._target.provider, self._target.credential]
         self._facts = self._offers.facts(provider, self._target.model)
-        searches = search_ceiling(document)
-        self._units = {"web_searches": searches} if searches else None
         self._input_tokens = input_ceiling_tokens(request, self._facts.context_window_tokens)
-        tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
+        searches, tiers = 0, USUAL_TIERS
+        # Most requests ask for none of this, for which it need not be looked at one by one.
+        if not _CHARGED_OTHERWISE.isdisjoint(document):
+            searches = search_ceiling(document)
+            tiers = possible_tiers(document.get("service_tier"), document.get("speed"))
+        self._units = {"web_searches": searches} if searches else None
         self._possible = self._offers.possible(provider, self._target, self._at, tiers)
 
     def _worst(self, output_tokens: int) -> WorstCase:

@@ -228,7 +228,9 @@ class Quotas:
     def charges(self, exchange: Exchange) -> Document:
         """What the exchange is charged, as a part of its record; nothing when it has reserved nothing."""
         held = exchange.state.get(_HELD)
-        return {"charges": _charges(held)} if held else {}
+        if not held:
+            return {}
+        return {"charges": held[0].charges() if len(held) == 1 else _charges(held)}
 
     def let_go(self, exchange: Exchange) -> None:
         """Have what the exchange did not need, once the journal knows what it did need."""
@@ -296,7 +298,8 @@ class Quotas:
         earlier = exchange.state.get(_HELD)
         held = [*earlier, reservation] if earlier else [reservation]
         try:
-            self._journal.hold(exchange.id, records.hold(exchange, _charges(held)))
+            charges = _charges(held) if earlier else reservation.charges()
+            self._journal.hold(exchange.id, records.hold(exchange, charges))
         except BaseException:
             reservation.undo()
             raise
@@ -345,7 +348,7 @@ class QuotaSettlement:
 
 
 def _charges(held: Sequence[Reservation]) -> Sequence[Fragment]:
-    return held[0].charges() if len(held) == 1 else [charge for each in held for charge in each.charges()]
+    return [charge for each in held for charge in each.charges()]
 
 
 def _returns(exchange: Exchange) -> dict[Lease, Decimal]:

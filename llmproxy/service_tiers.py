@@ -14,7 +14,7 @@ _SYNONYMS: Final = {
     "provisioned_throughput": "provisioned",
 }
 # Those that a vendor may serve in without being asked to, since an account can have them for all its requests.
-_UNASKED: Final = (None, "priority")
+USUAL_TIERS: Final[tuple[str | None, ...]] = (None, "priority")
 _FAST: Final = "fast"
 
 
@@ -32,11 +32,9 @@ def possible_tiers(asked: object, speed: object = None) -> tuple[str | None, ...
     Args:
         speed: What it asks for where the fast mode is a setting of its own.
     """
-    if asked is None and speed is None:
-        return _UNASKED
     tier = service_tier(asked)
     if tier is not None:
         tiers: tuple[str | None, ...] = (None, tier)
     else:
-        tiers = _UNASKED if asked is None or asked == "auto" else (None,)
+        tiers = USUAL_TIERS if asked is None or asked == "auto" else (None,)
     return (*tiers, _FAST) if speed == _FAST else tiers

@@ -109,5 +109,6 @@ class Budgets:
                 spent = (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
                 least += max((attempt.reserved.amount_usd or _ZERO) - spent, _ZERO)
             exchange.response_headers.append((REMAINING, f"{max(least, _ZERO).normalize():f}"))
-        if over := [each.budget.subject for each in spending.plan.soft if self.watch.used_share(each) >= 1]:
-            exchange.response_headers.append((EXCEEDED, "; ".join(over)))
+        if spending.plan.soft:
+            over = [each.budget.subject for each in spending.plan.soft if self.watch.used_share(each) >= 1]
+            exchange.response_headers += [(EXCEEDED, "; ".join(over))] if over else []
