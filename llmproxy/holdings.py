@@ -68,23 +68,18 @@ class Holdings:
             terms = self._terms[key] = self._found(exchange, target, at)
         if not terms.parts:
             return
-        amounts: list[Decimal] = []
-        for plugin, claim, _ in terms.parts:
-            try:
-                found = claim.amounts(exchange, attempt)
-                if len(found) != len(claim.allowances):
-                    raise _uneven(found, claim.allowances)
-                amounts += found
-            except Exception as error:  # a plugin may raise anything
-                raise_unless_settled(fail_closed(plugin, HOOK), error)
-                raise
-        is_charged = attempt is not None and (terms.together.is_recorded or attempt.reserved is not None)
         try:
+            amounts = _amounts(terms, exchange, attempt)
+            is_charged = attempt is not None and (terms.together.is_recorded or attempt.reserved is not None)
             reservation = await self._quotas.take(
                 exchange, terms.together, amounts, attempt=attempt if is_charged else None, fail_open=terms.fail_open
             )
-        except AllowanceExhausted as exhausted:
-            raise await _refusal(terms, exchange, attempt, exhausted) from exhausted
+        except BaseException as error:
+            if attempt is not None:
+                attempt.reserved = None
+            if isinstance(error, AllowanceExhausted):
+                raise await _refusal(terms, exchange, attempt, error) from error
+            raise
         taken: Taken = (attempt, terms.parts, reservation)
         earlier = exchange.state.get(TAKEN)
         if earlier is None:
@@ -125,14 +120,31 @@ class Holdings:
         return _Terms(self._ask(exchange, target, at), self._quotas)
 
 
+def _amounts(terms: _Terms, exchange: Exchange, attempt: Attempt | None) -> Sequence[Decimal]:
+    amounts: list[Decimal] = []
+    for plugin, claim, _ in terms.parts:
+        try:
+            found = claim.amounts(exchange, attempt)
+            if len(found) != len(claim.allowances):
+                raise _uneven(found, claim.allowances)
+            amounts += found
+        except Exception as error:  # a plugin may raise anything
+            raise_unless_settled(fail_closed(plugin, HOOK), error)
+            raise
+    return amounts
+
+
 async def _refusal(
     terms: _Terms, exchange: Exchange, attempt: Attempt | None, exhausted: AllowanceExhausted
 ) -> LLMProxyError:
-    if attempt is not None:
-        attempt.reserved = None
     name = exhausted.allowance.name
-    part = next(part for part in terms.parts if any(each.name == name for each in part.claim.allowances))
-    return await part.claim.refusal(exchange, attempt, exhausted)
+    owners = (part for part in terms.parts if any(each.name == name for each in part.claim.allowances))
+    plugin, claim, _ = next(owners)
+    try:
+        return await claim.refusal(exchange, attempt, exhausted)
+    except Exception as error:  # a plugin may raise anything
+        raise_unless_settled(fail_closed(plugin, HOOK), error)
+        raise
 
 
 def _uneven(amounts: Sequence[Decimal], wanted: Sequence[object]) -> ValueError:

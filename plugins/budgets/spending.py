@@ -50,7 +50,6 @@ class Spending(Claim):
             return (_ZERO,) * len(self.allowances)
         worst = attempt.reserved = attempt.worst_case(self._config.assumed_output_tokens)
         if worst.amount_usd is None and self._needs_price:
-            attempt.reserved = None
             raise _unpriced(attempt)
         for each in self.plan.watched:
             self._watch.meet(each)
