@@ -12,7 +12,6 @@ Beside the classes, which say themselves what they are:
     ScopeName: What a request is called in one scope, and what else a pattern may call it by.
     Seconds: A duration in a configuration, greater than zero.
     TimeoutPhase: Which of the four timers of an attempt ran out.
-    caller_key: All that scopes go by, so that requests which are alike can share what was found for one of them.
     completion_events: A whole completion as the server-sent events of a streamed one.
     encode_event: A server-sent event with some data.
     event_data: The data of a server-sent event.
@@ -89,7 +88,7 @@ from llmproxy.exchange import (
 from llmproxy.hookspecs import hookimpl
 from llmproxy.providers import Provider, StreamDecoder, Transport
 from llmproxy.regions import lies_within
-from llmproxy.scopes import Scope, ScopedSection, ScopeName, Scopes, caller_key, spoken_subject
+from llmproxy.scopes import CallerKey, Scope, ScopedSection, ScopeName, Scopes, spoken_subject
 from llmproxy.services import (
     Clock,
     Commands,
@@ -127,6 +126,7 @@ __all__ = [
     "BadRequest",
     "BodyTooLarge",
     "BudgetExceeded",
+    "CallerKey",
     "Chunk",
     "ChunkCollector",
     "Claim",
@@ -211,7 +211,6 @@ __all__ = [
     "Vitals",
     "WholeEvents",
     "WorstCase",
-    "caller_key",
     "completion_events",
     "encode_event",
     "event_data",

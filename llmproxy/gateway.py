@@ -101,8 +101,9 @@ class Gateway:
         hooks, endpoints = configuration.plugins.hooks, configuration.endpoints
         accounting = Accounting(endpoints, configuration.prices, services.clock)
         attempts = Attempts(endpoints, core.transport, config.timeouts, services.clock, images=core.images)
+        plugins = configuration.plugins
         holdings = (
-            Holdings(hooks.claims, core.quotas, configuration.plugins.on_failure) if hooks.claims is not None else None
+            Holdings(hooks.claims, plugins.claim_scopes, core.quotas, plugins.on_failure) if hooks.claims else None
         )
         self.accounting: Final = accounting
         self.pipeline: Final = Pipeline(

@@ -5,7 +5,7 @@ What all requests that are alike are held to is found once for them, and taken i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final
@@ -16,7 +16,7 @@ from llmproxy.errors import LLMProxyError
 from llmproxy.exchange import Attempt, Exchange, Target
 from llmproxy.hookcalls import OnFailure, fail_closed, raise_unless_settled
 from llmproxy.quotas import TAKEN, Part, Quotas, Taken
-from llmproxy.scopes import caller_key
+from llmproxy.scopes import CallerKey, Scope
 
 HOOK: Final = "claims"
 _REMEMBERED: Final = 10_000
@@ -45,11 +45,13 @@ class Holdings:
 
     Args:
         ask: The hook `claims`.
+        scopes: Those by which claims differ.
         on_failure: Learns of claims that fail where that stops nobody.
     """
 
-    def __init__(self, ask: Ask, quotas: Quotas, on_failure: OnFailure) -> None:
+    def __init__(self, ask: Ask, scopes: Collection[Scope], quotas: Quotas, on_failure: OnFailure) -> None:
         self._ask = ask
+        self._key = CallerKey(scopes)
         self._quotas = quotas
         self._on_failure = on_failure
         self._terms: dict[tuple[object, ...], _Terms] = {}
@@ -61,7 +63,7 @@ class Holdings:
         if self._version != self._quotas.claims_version:
             self._version = self._quotas.claims_version
             self._terms.clear()
-        key = caller_key(exchange, target)
+        key = self._key.of(exchange, target)
         terms = self._terms.get(key)
         # What goes by when the exchange was let in, and what by when the attempt began, must both still hold.
         if terms is None or not terms.since <= exchange.admitted_at or not at < terms.until:

@@ -13,11 +13,12 @@ The class is the manifest:
 Of the object that is made of it:
 
     unused_hooks: Names of hooks that it implements and, as it is configured, has no use for: they are not called.
+    claim_scopes: The scopes by which what its hook `claims` gives differs; without it, all there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
@@ -29,6 +30,7 @@ from llmproxy.errors import ConfigError, LLMProxyError, PluginError
 from llmproxy.hookcalls import OnFailure, Trace
 from llmproxy.hooks import Hooks, RegisteredPlugin, resolve
 from llmproxy.providers import Provider
+from llmproxy.scopes import SCOPES, Scope
 from llmproxy.services import Commands, Router, Services
 from llmproxy.yaml_reader import KeyPath
 
@@ -211,10 +213,17 @@ class Plugins:
     """The plugins of one configuration: their hooks, and their start and stop."""
 
     def __init__(
-        self, enabled: Sequence[EnabledPlugin], hooks: Hooks, services: Services, on_failure: OnFailure
+        self,
+        enabled: Sequence[EnabledPlugin],
+        hooks: Hooks,
+        services: Services,
+        *,
+        claim_scopes: Collection[Scope],
+        on_failure: OnFailure,
     ) -> None:
         self.enabled: Final = tuple(enabled)
         self.hooks: Final = hooks
+        self.claim_scopes: Final = claim_scopes
         self.on_failure: Final = on_failure
         self._services = services
 
@@ -237,7 +246,10 @@ class Plugins:
         """
         found = enabled(names, document, installed() if available is None else available)
         made = [RegisteredPlugin(plugin.name, _made(plugin, services, on_failure)) for plugin in found]
-        return cls(found, resolve([*made, *built_in], on_failure=on_failure, trace=trace), services, on_failure)
+        plugins = [*made, *built_in]
+        hooks = resolve(plugins, on_failure=on_failure, trace=trace)
+        scopes = _claim_scopes(each.plugin for each in plugins if each.name in hooks.callers.get("claims", ()))
+        return cls(found, hooks, services, claim_scopes=scopes, on_failure=on_failure)
 
     def provider_kinds(self, config: Config) -> Mapping[str, type[Provider]]:
         """Every provider kind by its name. Raises ConfigError when two plugins bring the same."""
@@ -280,6 +292,10 @@ class Plugins:
         for step in self.hooks.shutdown:
             if step.plugin in names:
                 await step.run(self._services)
+
+
+def _claim_scopes(plugins: Iterable[object]) -> Collection[Scope]:
+    return {scope for plugin in plugins for scope in getattr(plugin, "claim_scopes", SCOPES)}
 
 
 def _made(plugin: EnabledPlugin, services: Services, on_failure: OnFailure) -> object:

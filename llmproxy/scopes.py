@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
-from typing import Annotated, Final, Literal, Self
+from operator import attrgetter
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,6 +14,7 @@ from llmproxy.config import Pattern, Section
 from llmproxy.exchange import Exchange, Target
 
 Scope = Literal["gateway", "workspace", "feature", "user", "key", "model", "provider", "tag"]
+SCOPES: Final[frozenset[Scope]] = frozenset(get_args(Scope))
 # What a request is called in one scope, and what else a pattern may call it by.
 ScopeName = tuple[str, str]
 
@@ -74,14 +76,22 @@ class Scopes:
         return {"workspace": workspace, **subject} if "user" in subject and "workspace" not in subject else subject
 
 
-def caller_key(exchange: Exchange, target: Target | None) -> tuple[str | tuple[str, ...] | None, ...]:
-    """All that scopes go by: requests with the same key are held to the same limits, and can share what was found."""
-    principal, attribution = exchange.principal, exchange.attribution
-    return (
-        *(principal.workspace, principal.key_id, principal.key_name),
-        *(attribution.feature, attribution.user, attribution.tags),
-        *((target.provider, target.model) if target else ()),
-    )
+class CallerKey:
+    """All that some scopes go by: requests with the same key belong to the same subjects, and share what is found."""
+
+    def __init__(self, scopes: Iterable[Scope]) -> None:
+        wanted = set(scopes)
+        paths = sorted({path for scope in wanted for path in _PATHS.get(scope, ())})
+        # One attribute comes without a tuple around it, which is as good.
+        self._caller: Callable[[Exchange], object] = attrgetter(*paths) if paths else lambda _: None
+        self._tells_targets = not wanted.isdisjoint(("model", "provider"))
+
+    def of(self, exchange: Exchange, target: Target | None) -> tuple[object, ...]:
+        """The key of a request, or with a target of its attempts there."""
+        caller = self._caller(exchange)
+        if target is None:
+            return (caller,)
+        return (caller, target.provider, target.model) if self._tells_targets else (caller, True)
 
 
 def spoken_subject(subject: Mapping[Scope, str]) -> str:
@@ -94,6 +104,14 @@ def _one(name: str, alias: str | None = None) -> Sequence[ScopeName]:
     return ((name, name if alias is None else alias),)
 
 
+# What of a request each scope goes by, beside its target; a user is somebody of one workspace.
+_PATHS: Final[Mapping[Scope, tuple[str, ...]]] = {
+    "workspace": ("principal.workspace",),
+    "feature": ("attribution.feature",),
+    "user": ("principal.workspace", "attribution.user"),
+    "key": ("principal.key_id", "principal.key_name"),
+    "tag": ("attribution.tags",),
+}
 _READERS: Final[Mapping[Scope, Callable[[Exchange, Target | None], Sequence[ScopeName]]]] = {
     "gateway": lambda _exchange, _target: _one(""),
     "workspace": lambda exchange, _: _one(exchange.principal.workspace),

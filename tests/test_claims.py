@@ -126,6 +126,17 @@ async def test_plugins_are_asked_once_for_requests_that_are_alike(proxy: StartPr
     assert [target and target.name for target in Purse.asked] == [None, "upstream/test-model"] * 2
 
 
+async def test_requests_are_alike_that_differ_in_no_scope_of_the_claims(proxy: StartProxy) -> None:
+    """A plugin that goes by workspaces is not asked for each feature; one that does not say goes by all there is."""
+    for scopes, times in ((("workspace",), 1), (None, 2)):
+        fill(purse=10)
+        kind = type("Purse", (Purse,), {} if scopes is None else {"claim_scopes": scopes})
+        async with proxy(kind, upstream=[reply("hi")] * 2) as client:
+            for feature in ("search", "chat"):
+                await client.chat(headers={"x-llmproxy-feature": feature})
+        assert len(Purse.asked) == 2 * times
+
+
 async def test_every_attempt_takes_and_gives_back_on_its_own(proxy: StartProxy) -> None:
     """What a failed attempt did not use is there for others; a request's own claim is settled when it has ended."""
     fill(purse=1, door=1)

@@ -18,6 +18,7 @@ from llmproxy.api import Exchange, LLMProxyError, RateLimited, StorageError
 from llmproxy.holdings import Holdings
 from llmproxy.hooks import RegisteredPlugin, resolve
 from llmproxy.migrate import Component, core_component, migrate
+from llmproxy.scopes import SCOPES
 from llmproxy.testing import FaultProxy, make_exchange, make_services, wait_until
 from llmproxy.testing.database import TestDatabases
 from llmproxy_plugins.rate_limits import RateLimits
@@ -41,7 +42,7 @@ class Member:
         failures: list[object] = []
         hooks = resolve([RegisteredPlugin("rate_limits", self.plugin)], on_failure=lambda *each: failures.append(each))
         assert hooks.claims is not None
-        self.holdings = Holdings(hooks.claims, worker.quotas, on_failure=lambda *each: failures.append(each))
+        self.holdings = Holdings(hooks.claims, SCOPES, worker.quotas, on_failure=lambda *each: failures.append(each))
 
     async def let_in(self) -> Exchange:
         """A request that was let in. Raises RateLimited and StorageError."""

@@ -31,6 +31,7 @@ class Budgets:
         self.config = config
         self.services = services
         self.limits = Limits(config.limits, zone(config.time_zone))
+        self.claim_scopes = self.limits.scopes
         self.watch = Watch(services, config.webhook)
         self.operators = Operators(self.limits, services)
         throttles = any(limit.mode == "throttle" for limit in config.limits)

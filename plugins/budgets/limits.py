@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl, urlencode
 
 from llmproxy.api import (
     Allowance,
+    CallerKey,
     Exchange,
     Scope,
     ScopeName,
     Scopes,
     Target,
-    caller_key,
     spoken_subject,
 )
 from llmproxy_plugins.budgets.settings import Limit, Mode, Unit, Window
@@ -128,6 +128,8 @@ class Limits:
             kinds.setdefault(kind_of(limit), []).append(limit)
         self.groups: Final = [Group(kind, found, zone) for kind, found in kinds.items()]
         self._raised: Mapping[str, Sequence[tuple[datetime, Decimal]]] = {}
+        self.scopes: Final[frozenset[Scope]] = frozenset(scope for limit in limits for scope in limit.scope)
+        self._key = CallerKey(self.scopes)
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._allowances: dict[str, Allowance] = {}
         # The same by name: a limit that fits a key by its alias cannot be found again by the key's id alone.
@@ -140,7 +142,7 @@ class Limits:
 
     def plan(self, exchange: Exchange, target: Target) -> Plan:
         """What an attempt at a target is held to; a request belongs to the window in which it was let in."""
-        key, at = caller_key(exchange, target), exchange.admitted_at
+        key, at = self._key.of(exchange, target), exchange.admitted_at
         plan = self._plans.get(key)
         if plan is None or not plan.since <= at < plan.until:
             if len(self._plans) > _REMEMBERED_SUBJECTS:

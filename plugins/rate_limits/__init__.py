@@ -33,6 +33,7 @@ class RateLimits:
         self.config = config
         self.services = services
         self.limits = Limits(config.limits)
+        self.claim_scopes = self.limits.scopes
         self.slots = Slots(services)
         self.counter = Counter(config, self.limits, services, Reopening(services))
         self.has_slots = any(unit in limit.caps for limit in config.limits for unit in SLOTS)

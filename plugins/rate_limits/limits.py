@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from llmproxy.api import Allowance, Attempt, Exchange, Scope, ScopeName, Scopes, Target, caller_key, spoken_subject
+from llmproxy.api import Allowance, Attempt, CallerKey, Exchange, Scope, ScopeName, Scopes, Target, spoken_subject
 from llmproxy_plugins.rate_limits.settings import Algorithm, Limit, Unit
 from llmproxy_plugins.rate_limits.settings import Window as WindowName
 from llmproxy_plugins.rate_limits.windows import Window, window_of
@@ -136,12 +136,14 @@ class Limits:
         groups = [Group(kind, found) for kind, found in kinds.items()]
         self._of_requests = [group for group in groups if not _is_of_attempts(group.kind)]
         self._of_attempts = [group for group in groups if _is_of_attempts(group.kind)]
+        self.scopes: Final[frozenset[Scope]] = frozenset(scope for limit in limits for scope in limit.scope)
+        self._key = CallerKey(self.scopes)
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._allowances: dict[str, Allowance] = {}
 
     def plan(self, exchange: Exchange, target: Target | None = None) -> Plan:
         """What a request is held to as it is let in; with a target, what an attempt at that one is."""
-        key = (caller_key(exchange, target), exchange.request.is_stream)
+        key = (*self._key.of(exchange, target), exchange.request.is_stream)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) > _REMEMBERED_SUBJECTS:
