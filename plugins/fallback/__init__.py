@@ -70,6 +70,10 @@ class Fallback:
         self._chooser = Chooser(config, self._health, Random())  # noqa: S311 - jitter is no secret
         self._hedging = Hedging(lambda: services.clock.now().date()) if config.has_hedges else None
         self._stop_sharing: list[Callable[[], object]] = []
+        self.unused_hooks = {
+            *(() if config.has_hedges else ("hedge",)),
+            *(() if config.has_continuations else ("on_stream_error",)),
+        }
 
     # Starting and stopping
 

@@ -131,3 +131,8 @@ class FallbackConfig(Rules):
     def has_hedges(self) -> bool:
         """Whether any model is hedged."""
         return any(rules.hedge is not None for rules in (self, *self.models.values()))
+
+    @property
+    def has_continuations(self) -> bool:
+        """Whether streams of any model go on after they were cut."""
+        return any(rules.stream_failure == "continue" for rules in (self, *self.models.values()))

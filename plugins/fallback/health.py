@@ -91,9 +91,11 @@ class _Window:
 
     def add(self, now: float, *, failed: bool) -> None:
         bucket = int(now / self._bucket_seconds)
-        requests, failures = self._counts.get(bucket, (0, 0))
-        self._counts = {each: count for each, count in self._counts.items() if each > bucket - _BUCKETS}
-        self._counts[bucket] = (requests + 1, failures + failed)
+        counted = self._counts.get(bucket)
+        if counted is None:
+            self._counts = {each: count for each, count in self._counts.items() if each > bucket - _BUCKETS}
+            counted = (0, 0)
+        self._counts[bucket] = (counted[0] + 1, counted[1] + failed)
 
     def totals(self) -> tuple[int, int]:
         """Requests, and how many of them failed, as of the last addition."""

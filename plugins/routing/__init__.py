@@ -44,6 +44,7 @@ class Routing:
         self._random = random or Random()  # noqa: S311 - chance, not cryptography
         self._latencies = Latencies(services.clock.monotonic, config.latency_half_life_seconds)
         self._measures = "least_latency" in {config.strategy, *(rule.strategy for rule in config.models.values())}
+        self.unused_hooks = () if self._measures else ("post_attempt",)
         self._mirrors = Mirrors(
             self.name, config.mirror, at_once=config.mirrors_at_once, services=services, random=self._random
         )
@@ -62,8 +63,7 @@ class Routing:
     @hookimpl
     def post_attempt(self, attempt: Attempt) -> None:
         """Learn how long the target took."""
-        if self._measures:
-            self._latencies.observe(attempt)
+        self._latencies.observe(attempt)
 
     def _ordered(self, exchange: Exchange, targets: Sequence[Target]) -> _Order:
         strategy, sticky = self._rule(exchange.request.model)
