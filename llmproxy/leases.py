@@ -1,7 +1,8 @@
 """Leases: the slices of allowances that this worker holds, and the one conversation with Postgres that gets them.
 
 One call at a time carries what every request lacks by then, so that a burst costs one round trip. A call whose answer
-was lost is made again under its number, and Postgres carries it out once.
+was lost is made again under its number, and Postgres carries it out once. What the ledger holds of an allowance that is
+new is counted apart, for that may take long, and nobody else is to wait for it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from llmproxy.services import Clock, Database, Log, Tasks
 
 # A request waits for a slice this long; Postgres may be given longer for anything that nobody waits for.
 CALL_SECONDS: Final = 2.0
+# How long a request waits until what the ledger holds of a new allowance is counted.
+OPENED_SECONDS: Final = 2.0
+# What takes too long to count, or cannot be counted, is not tried again before.
+OPENED_AGAIN_SECONDS: Final = 10.0
 # After a call that failed the next one is not tried before.
 AWAY_SECONDS: Final = 0.5
 # How long a refusal is believed: what others have given back by then goes unnoticed for as long.
@@ -51,12 +56,15 @@ class Lease:
         is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
         room: What nobody had settled or held by then.
+        is_opened: Whether it begins with what the ledger has, as far as is known.
+        opening: Done once that is so, or cannot be found out now; None as long as nobody tries.
         charge: The beginning of a charge to it, as records have it, up to the amount.
     """
 
     __slots__ = (
         *("allowance", "asked_at", "charge", "extra", "free", "holds", "is_capped", "is_opened", "is_recorded"),
-        *("is_waiting_worthwhile", "refused", "refused_until", "returned_at", "room", "settled", "used_at"),
+        *("is_waiting_worthwhile", "opened_again_at", "opening", "refused", "refused_until", "returned_at", "room"),
+        *("settled", "used_at"),
     )
 
     def __init__(self, allowance: Allowance, holder: str) -> None:
@@ -72,6 +80,8 @@ class Lease:
         self.refused: Decimal | None = None
         self.refused_until = float("-inf")
         self.is_waiting_worthwhile = self.is_opened = False
+        self.opening: asyncio.Future[bool] | None = None
+        self.opened_again_at = float("-inf")
 
     def is_refused(self, amount: Decimal, now: float) -> bool:
         """Whether asking for so much more is known to be in vain."""
@@ -157,6 +167,9 @@ class Leases:
     def __init__(self, database: Database, queries: Mapping[str, str], clock: Clock, log: Log, tasks: Tasks) -> None:
         self._database = database
         self._query = queries["lease_quotas"]
+        self._opening_query = queries["open_allowance"]
+        # One at a time, so that there are connections left for everything else.
+        self._one_is_opened = asyncio.Lock()
         self._clock = clock
         self._log = log
         self._tasks = tasks
@@ -195,7 +208,7 @@ class Leases:
         if lease is None:
             lease = self._leases[key] = Lease(allowance, self._holder)
             self._follow(lease)
-            self._open(lease)
+            self._ask_to_begin(lease)
         elif lease.allowance is not allowance:
             self._adapt(lease, allowance)
         return lease
@@ -214,10 +227,12 @@ class Leases:
         """The lease of each; None where nothing is known of it."""
         return [self._leases.get((allowance.name, allowance.bucket)) for allowance in allowances]
 
-    async def ask(self, lacks: Iterable[tuple[Lease, Decimal]]) -> None:
+    async def ask(self, lacks: Sequence[tuple[Lease, Decimal]]) -> None:
         """Have each lease grow by so much, if there is room; all that ask at the same time share a call.
 
-        Raises StorageError when Postgres does not answer.
+        An allowance that had to be opened is asked for in vain the first time.
+
+        Raises StorageError when Postgres does not answer, or is not done with counting.
         """
         now = self._clock.monotonic()
         if now < self._away_until:
@@ -231,6 +246,8 @@ class Leases:
         await waiting.done.wait()
         if waiting.error is not None:
             raise _away() from waiting.error
+        if unopened := [lease for lease, _ in lacks if not lease.is_opened]:
+            await self._wait_until_opened(unopened)
 
     def give_back(self, lease: Lease, amount: Decimal) -> None:
         """Let others have so much of what is free."""
@@ -252,11 +269,13 @@ class Leases:
         """Give back what lies idle, forget what is over, and let Postgres know that this worker lives."""
         now, at = self._clock.monotonic(), self._clock.now()
         for key, lease in list(self._leases.items()):
-            self._open(lease)
+            self._ask_to_begin(lease)
             expires_at = lease.allowance.expires_at
             is_over = expires_at is not None and expires_at <= at
             if lease.free > 0 and (is_over or now - lease.used_at > IDLE_SECONDS):
                 self.give_back(lease, lease.free)
+            if lease.opening is not None:
+                continue
             is_held = lease.holds > 0 and not (is_over and lease.allowance.share is None)
             if not is_held and not lease.free and (is_over or now - lease.used_at > 2 * IDLE_SECONDS):
                 del self._leases[key]
@@ -279,11 +298,48 @@ class Leases:
         if before.free > 0:
             self.give_back(before, before.free)
 
-    def _open(self, lease: Lease) -> None:
+    def _ask_to_begin(self, lease: Lease) -> None:
         """What only counts asks for nothing, and would never be told to begin with what the ledger has."""
         if not lease.is_capped and not lease.is_opened:
             self._next.want(lease)
             self._call_soon()
+
+    async def _wait_until_opened(self, leases: Sequence[Lease]) -> None:
+        """Return when they may be asked for again. Raises StorageError when they cannot be opened now."""
+        openings = [lease.opening for lease in leases if lease.opening is not None]
+        if openings:
+            await asyncio.wait(openings, timeout=OPENED_SECONDS)
+        now = self._clock.monotonic()
+        are_waiting = any(lease.opening is None and now < lease.opened_again_at for lease in leases)
+        if are_waiting or not all(opening.done() and opening.result() for opening in openings):
+            raise StorageError(
+                "What the ledger holds of a budget is still being counted, as it is once for each; try again later.",
+                retry_after_seconds=OPENED_SECONDS,
+            )
+
+    def _open_soon(self, lease: Lease) -> None:
+        lease.is_opened = False
+        if lease.opening is None and not self._is_closed and self._clock.monotonic() >= lease.opened_again_at:
+            lease.opening = asyncio.get_running_loop().create_future()
+            self._tasks.start("quota opening", self._open_apart(lease, lease.opening))
+
+    async def _open_apart(self, lease: Lease, opening: asyncio.Future[bool]) -> None:
+        is_opened, began = False, self._clock.monotonic()
+        try:
+            async with self._one_is_opened:
+                began = self._clock.monotonic()
+                described = encode_json(_described(0, _Want(lease), self._clock.monotonic())).decode()
+                await self._database.execute(self._opening_query, described)
+            is_opened = True
+        except StorageError as error:
+            now = self._clock.monotonic()
+            is_lasting = error.error_code == REJECTED or now - began > OPENED_SECONDS
+            lease.opened_again_at = now + (OPENED_AGAIN_SECONDS if is_lasting else AWAY_SECONDS)
+            self._log.warning("quota_not_opened", allowance=lease.allowance.name, error=error.message)
+        finally:
+            lease.opening = None
+            opening.set_result(is_opened)
+        self._ask_to_begin(lease)
 
     def _adapt(self, lease: Lease, allowance: Allowance) -> None:
         """A cap that was lowered leaves nothing free that was taken under the higher one."""
@@ -361,7 +417,10 @@ class Leases:
         return None
 
     def _apply(self, want: _Want, answer: Document) -> None:
-        lease, granted = want.lease, Decimal(answer["granted"])
+        lease = want.lease
+        if not answer.get("is_opened", True):
+            return self._open_soon(lease)
+        granted = Decimal(answer["granted"])
         lease.free += granted
         lease.is_opened = True
         lease.settled = Decimal(answer["settled"])
@@ -373,6 +432,7 @@ class Leases:
             lease.is_waiting_worthwhile = Decimal(answer["elsewhere"]) > 0
         elif granted:
             lease.refused = None
+        return None
 
     def _written_off(self) -> None:
         """Postgres has given what this worker held to others: it may only use what it asks for from now on."""
@@ -408,6 +468,7 @@ def _described(number: int, want: _Want, now: float) -> Document:
         "extra": f"{extra:f}",
         "given_back": f"{want.given_back:f}",
         "share": allowance.share,
+        "opens": False,
     }
 
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 
 from llmproxy.testing import pytest_plugin
 
-pytest_plugins = ["tests.postgres", "tests.http1"]
+pytest_plugins = ["tests.postgres", "tests.http1", "tests.quota_workers"]
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("llmproxy", deadline=None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from llmproxy.allowances import Allowance, LedgerShare
 from llmproxy.audit import Recorder
@@ -200,3 +203,36 @@ async def leased(database: Database, name: str, bucket: datetime = DAY) -> Decim
         "SELECT leased FROM quota_buckets WHERE allowance = $1 AND bucket = $2", name, bucket
     )
     return row["leased"] if row else Decimal(0)
+
+
+async def open_bucket(database: Database, name: str, bucket: datetime = DAY) -> None:
+    """Have an allowance begin with nothing, as if it had been counted."""
+    await database.execute("INSERT INTO quota_allowances (name) VALUES ($1)", name)
+    await database.execute(
+        "INSERT INTO quota_buckets (allowance, bucket, is_opened) VALUES ($1, $2, true)", name, bucket
+    )
+
+
+MakeWorker = Callable[..., Awaitable[Worker]]
+
+
+@pytest.fixture
+async def watched(database: Postgres) -> Postgres:
+    """A database that notes what passes its cap."""
+    await database.execute(WATCH)
+    return database
+
+
+@pytest.fixture
+async def make_worker(database_url: str, tmp_path: Path) -> AsyncIterator[MakeWorker]:
+    """Makes workers on the test's database; all share a state directory and a clock."""
+    clock = HurriedClock()
+    async with AsyncExitStack() as stack:
+
+        async def make(url: str = database_url) -> Worker:
+            worker = await Worker(url, tmp_path, clock).start()
+            stack.push_async_callback(worker.tasks.cancel_all)
+            stack.push_async_callback(worker.database.close)
+            return worker
+
+        yield make

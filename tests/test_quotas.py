@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -19,32 +18,20 @@ from llmproxy.db import Postgres
 from llmproxy.errors import StorageError
 from llmproxy.segments import owners
 from llmproxy.testing import FaultProxy, make_exchange, wait_until
-from tests.quota_workers import DAY, WATCH, HurriedClock, Worker, allowance, leased, settled, violations, watch
+from tests.quota_workers import (
+    DAY,
+    MakeWorker,
+    Worker,
+    allowance,
+    leased,
+    open_bucket,
+    settled,
+    violations,
+    watch,
+)
 
-MakeWorker = Callable[..., Awaitable[Worker]]
 ONE = Decimal(1)
-
-
-@pytest.fixture
-async def watched(database: Postgres) -> Postgres:
-    """A database that notes what passes its cap."""
-    await database.execute(WATCH)
-    return database
-
-
-@pytest.fixture
-async def make_worker(database_url: str, tmp_path: Path) -> AsyncIterator[MakeWorker]:
-    """Makes workers on the test's database; all share a state directory and a clock."""
-    clock = HurriedClock()
-    async with AsyncExitStack() as stack:
-
-        async def make(url: str = database_url) -> Worker:
-            worker = await Worker(url, tmp_path, clock).start()
-            stack.push_async_callback(worker.tasks.cancel_all)
-            stack.push_async_callback(worker.database.close)
-            return worker
-
-        yield make
+LOCK = "SELECT FROM quota_allowances WHERE name = 'a' FOR UPDATE"
 
 
 def through(proxy: FaultProxy, url: str) -> str:
@@ -255,9 +242,10 @@ async def test_a_call_whose_answer_was_lost_is_not_carried_out_twice(
     async with FaultProxy(*address(database_url)) as proxy:
         worker = await make_worker(through(proxy, database_url))
         await worker.database.fetch("SELECT 1")
+        await open_bucket(watched, "a")
         async with watched.transaction() as connection:
             # Holds up the call inside Postgres, so that it is certain to be under way when the connection breaks.
-            await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
+            await connection.execute(LOCK)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(expect_no_answer(worker, (day, Decimal(80))))
                 await wait_for_lock(watched)
@@ -300,9 +288,10 @@ async def test_what_comes_while_the_house_is_kept_is_not_lost(make_worker: MakeW
     worker = await make_worker()
     worker.clock.advance(3600)
     day = allowance("a", 100)
+    await open_bucket(watched, "a")
     async with asyncio.TaskGroup() as tasks, watched.transaction() as connection:
         # Holds up the call inside Postgres.
-        await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
+        await connection.execute(LOCK)
         exchange = worker.let_in()
         reserving = tasks.create_task(worker.reserve(exchange, (day, ONE)))
         await wait_for_lock(watched)
@@ -319,9 +308,10 @@ async def test_a_call_that_comes_too_late_gets_nothing(make_worker: MakeWorker, 
     """A dead worker's call that Postgres carries out while or after its journal is replayed leaves nothing held."""
     dead, heir = await make_worker(), await make_worker()
     day = allowance("a", 100)
+    await open_bucket(watched, "a")
     async with asyncio.TaskGroup() as tasks, watched.transaction() as connection:
         # Holds up the call inside Postgres.
-        await connection.execute("INSERT INTO quota_allowances (name) VALUES ('a')")
+        await connection.execute(LOCK)
         tasks.create_task(dead.reserve(dead.let_in(), (day, Decimal(80))))
         await wait_for_lock(watched)
         tasks.create_task(heir.quotas.replayed(dead.journal.owner))

@@ -1,6 +1,9 @@
 -- name: lease_quotas
 SELECT llmproxy_lease($1, $2, $3, $4, $5::text::json) AS answers;
 
+-- name: open_allowance
+SELECT llmproxy_open_allowance($1::text::json);
+
 -- name: settle_quotas
 SELECT llmproxy_settle_quotas($1::text::json);
 
