@@ -36,8 +36,8 @@ class Claim:
     def amounts(self, exchange: Exchange, attempt: Attempt | None) -> Sequence[Decimal]:
         """What is reserved of each allowance. Raises whatever the request is to be refused with.
 
-        With an attempt, `attempt.reserved` may be set to what the ledger charges for it should the worker die; it must
-        be where an allowance has a share of the ledger.
+        With an attempt, `attempt.reserved` may be set to what the ledger charges for it should the worker die, once it
+        is reserved; it must be where an allowance has a share of the ledger.
 
         Args:
             attempt: None for the request itself.

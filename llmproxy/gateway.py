@@ -103,7 +103,9 @@ class Gateway:
         attempts = Attempts(endpoints, core.transport, config.timeouts, services.clock, images=core.images)
         plugins = configuration.plugins
         holdings = (
-            Holdings(hooks.claims, plugins.claim_scopes, core.quotas, plugins.on_failure) if hooks.claims else None
+            Holdings(hooks.claims, plugins.claim_scopes, core.quotas, services.clock, plugins.on_failure)
+            if hooks.claims
+            else None
         )
         self.accounting: Final = accounting
         self.pipeline: Final = Pipeline(

@@ -17,6 +17,7 @@ from llmproxy.exchange import Attempt, Exchange, Target
 from llmproxy.hookcalls import OnFailure, fail_closed, raise_unless_settled
 from llmproxy.quotas import TAKEN, Part, Quotas, Taken
 from llmproxy.scopes import CallerKey, Scope
+from llmproxy.services import Clock
 
 HOOK: Final = "claims"
 _REMEMBERED: Final = 10_000
@@ -49,8 +50,11 @@ class Holdings:
         on_failure: Learns of claims that fail where that stops nobody.
     """
 
-    def __init__(self, ask: Ask, scopes: Collection[Scope], quotas: Quotas, on_failure: OnFailure) -> None:
+    def __init__(
+        self, ask: Ask, scopes: Collection[Scope], quotas: Quotas, clock: Clock, on_failure: OnFailure
+    ) -> None:
         self._ask = ask
+        self._clock = clock
         self._key = CallerKey(scopes)
         self._quotas = quotas
         self._on_failure = on_failure
@@ -59,22 +63,31 @@ class Holdings:
 
     async def take(self, exchange: Exchange, attempt: Attempt | None = None) -> None:
         """Reserve what an exchange is held to, or one of its attempts. Raises what refuses it, and StorageError."""
-        target, at = (attempt.target, attempt.started_at) if attempt else (None, exchange.admitted_at)
+        target, at = attempt.target if attempt else None, self._clock.now()
         if self._version != self._quotas.claims_version:
             self._version = self._quotas.claims_version
             self._terms.clear()
         key = self._key.of(exchange, target)
         terms = self._terms.get(key)
-        # What goes by when the exchange was let in, and what by when the attempt began, must both still hold.
+        # What goes by when the exchange was let in, and what goes by now, must both hold.
         if terms is None or not terms.since <= exchange.admitted_at or not at < terms.until:
             terms = self._terms[key] = self._found(exchange, target, at)
         if not terms.parts:
             return
         try:
             amounts = _amounts(terms, exchange, attempt)
-            is_charged = attempt is not None and (terms.together.is_recorded or attempt.reserved is not None)
+            worst_case = None
+            if attempt is not None:
+                # While it waits nothing is reserved, and nothing to be charged.
+                worst_case, attempt.reserved = attempt.reserved, None
+            is_charged = worst_case is not None or terms.together.is_recorded
             reservation = await self._quotas.take(
-                exchange, terms.together, amounts, attempt=attempt if is_charged else None, fail_open=terms.fail_open
+                exchange,
+                terms.together,
+                amounts,
+                attempt=attempt if is_charged else None,
+                worst_case=worst_case,
+                fail_open=terms.fail_open,
             )
         except BaseException as error:
             if attempt is not None:
@@ -106,11 +119,15 @@ class Holdings:
                     self._on_failure(plugin, HOOK, error)
                     used += reserved
             reservation.settle(used)
-            if reservation.has_overrun and attempt is not None:
-                self._tell_overrun(exchange, attempt, parts)
+            if reservation.overruns and attempt is not None:
+                self._tell_overruns(exchange, attempt, parts, reservation.overruns)
 
-    def _tell_overrun(self, exchange: Exchange, attempt: Attempt, parts: Sequence[Part]) -> None:
-        for plugin, claim, _ in parts:
+    def _tell_overruns(
+        self, exchange: Exchange, attempt: Attempt, parts: Sequence[Part], overruns: Sequence[int]
+    ) -> None:
+        for plugin, claim, numbers in parts:
+            if not any(numbers.start <= number < numbers.stop for number in overruns):
+                continue
             try:
                 claim.overran(exchange, attempt)
             except Exception as error:  # noqa: BLE001 - a plugin may raise anything, and the attempt is over

@@ -161,6 +161,8 @@ def _mistakes(manager: pluggy.PluginManager, registered: RegisteredPlugin) -> It
         for each in caller.get_hookimpls():
             if each.plugin is plugin:
                 yield from (f"The plugin {registered.name!r} {what}." for what in _wrong_with(each, caller.name))
+    for name in sorted(set(getattr(plugin, "unused_hooks", ())) - RULES.keys()):
+        yield f"The plugin {registered.name!r} names a hook {name!r} as unused that does not exist."
     # A guard that lacks its mark would never be called, and nobody would know.
     for hook in RULES.keys() - {caller.name for caller in callers}:
         if inspect.isfunction(getattr(type(plugin), hook, None)):

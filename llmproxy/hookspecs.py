@@ -113,9 +113,9 @@ def claims(exchange: Exchange, target: Target | None, at: datetime) -> Claim | N
     """Say what a request is held to, or with a target what an attempt there is: a Claim on allowances.
 
     When: before `pre_request` for a client's request, without a target, and after `pre_attempt` for every attempt; but
-    only once for all that are alike in the plugin's `claim_scopes`, as long as the Claim holds. `at` is when the
-    request was let in, or the attempt begun. Must be a plain `def`. After `services.quotas.renew_claims()` it is asked
-    anew.
+    only once for all that are alike in the plugin's `claim_scopes`, as long as the Claim holds. `at` is now; the
+    request was let in at `exchange.admitted_at`. Must be a plain `def`. After `services.quotas.renew_claims()` it is
+    asked anew.
     Returns: the Claim; None for none. What all plugins claim is reserved together, or not at all, before it goes on,
     and settled when the attempt, or the exchange, has ended.
     Failure: fails closed: the request is answered with 500.

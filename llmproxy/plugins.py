@@ -248,7 +248,7 @@ class Plugins:
         made = [RegisteredPlugin(plugin.name, _made(plugin, services, on_failure)) for plugin in found]
         plugins = [*made, *built_in]
         hooks = resolve(plugins, on_failure=on_failure, trace=trace)
-        scopes = _claim_scopes(each.plugin for each in plugins if each.name in hooks.callers.get("claims", ()))
+        scopes = _claim_scopes(each for each in plugins if each.name in hooks.callers.get("claims", ()))
         return cls(found, hooks, services, claim_scopes=scopes, on_failure=on_failure)
 
     def provider_kinds(self, config: Config) -> Mapping[str, type[Provider]]:
@@ -294,8 +294,15 @@ class Plugins:
                 await step.run(self._services)
 
 
-def _claim_scopes(plugins: Iterable[object]) -> Collection[Scope]:
-    return {scope for plugin in plugins for scope in getattr(plugin, "claim_scopes", SCOPES)}
+def _claim_scopes(plugins: Iterable[RegisteredPlugin]) -> Collection[Scope]:
+    """The scopes by which the claims of any of them differ. Raises ConfigError: a mistake would mix up tenants."""
+    scopes: set[Scope] = set()
+    for each in plugins:
+        own = getattr(each.plugin, "claim_scopes", SCOPES)
+        if isinstance(own, str) or not SCOPES.issuperset(own):
+            raise ConfigError(f"The plugin {each.name!r} has claim_scopes that are not a collection of scopes.")
+        scopes.update(own)
+    return scopes
 
 
 def _made(plugin: EnabledPlugin, services: Services, on_failure: OnFailure) -> object:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 from orjson import Fragment
 
 from llmproxy import records
-from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease
+from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, WorstCase
 from llmproxy.claims import Claim
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
@@ -184,13 +184,14 @@ class Quotas:
         amounts: Sequence[Decimal],
         *,
         attempt: Attempt | None = None,
+        worst_case: WorstCase | None = None,
         fail_open: Sequence[bool] = (),
     ) -> Reservation:
         """Reserve so much of each, or nothing; with an attempt, so that it is charged should the worker die.
 
         Args:
-            attempt: What it is for, which the ledger charges as its `reserved` says in that case. It stands in the
-                journal before the attempt is made.
+            attempt: What it is for. It stands in the journal before the attempt is made.
+            worst_case: What the ledger charges for the attempt in that case.
             fail_open: Of each, whether to go on without a lease when the database cannot be reached.
 
         Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
@@ -217,6 +218,7 @@ class Quotas:
         backed = list(amounts) if is_backed else backing(together, amounts, returns or {})
         reservation = Reservation(together, amounts, backed, now)
         if attempt is not None:
+            attempt.reserved = worst_case
             self._hold(exchange, reservation)
         return reservation
 
@@ -252,25 +254,24 @@ class Quotas:
             exchange: Whose earlier attempts may have something to return.
         """
         pairs = list(zip(together.leases, amounts, strict=True))
-        returns = _returns(exchange) if exchange else {}
         try:
-            await self._ask_for(pairs, returns)
+            await self._ask_for(pairs, exchange)
         except StorageError:
-            lacking = {lease for lease, _ in self._lacks(pairs, returns)}
+            lacking = {lease for lease, _ in self._lacks(pairs, exchange)}
             are_open = {lease for lease, is_open in zip(together.leases, fail_open, strict=False) if is_open}
             if not lacking <= are_open:
                 raise
 
-    async def _ask_for(self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]) -> None:
+    async def _ask_for(self, pairs: Sequence[tuple[Lease, Decimal]], exchange: Exchange | None) -> None:
         pauses = iter(_PAUSES_SECONDS)
         asked = 0
-        while lacks := self._lacks(pairs, returns):
+        while lacks := self._lacks(pairs, exchange):
             if (asked := asked + 1) > _MOST_ASKED:
                 raise _exhausted(*lacks[0])
             if (refused := self._refused(lacks)) is not None:
                 raise _exhausted(*refused)
             await self._leases.ask(lacks)
-            if (refused := self._refused(self._lacks(pairs, returns))) is None:
+            if (refused := self._refused(self._lacks(pairs, exchange))) is None:
                 continue
             lease = refused[0]
             pause_seconds = next(pauses, None) if lease.is_waiting_worthwhile else None
@@ -280,9 +281,9 @@ class Quotas:
             await self._clock.sleep(pause_seconds)
             lease.refused = None
 
-    def _lacks(
-        self, pairs: Sequence[tuple[Lease, Decimal]], returns: Mapping[Lease, Decimal]
-    ) -> list[tuple[Lease, Decimal]]:
+    def _lacks(self, pairs: Sequence[tuple[Lease, Decimal]], exchange: Exchange | None) -> list[tuple[Lease, Decimal]]:
+        # Anew each time: another attempt, beside this one, may have taken what an earlier one had left.
+        returns = _returns(exchange) if exchange else {}
         if self._clock.monotonic() > self._leases.stale_at:
             return [(lease, amount) for lease, amount in pairs if lease.is_capped]
         lacks = ((lease, amount - lease.free - returns.get(lease, _ZERO)) for lease, amount in pairs if lease.is_capped)

@@ -23,10 +23,10 @@ class Reservation:
         leases: What it is taken from.
         amounts: How much of each allowance; what was used, once that is known.
         is_settled: Whether it has been said what was used.
-        has_overrun: Whether more was used than there was room for.
+        overruns: The places of those of which more was used than there was room for.
     """
 
-    __slots__ = ("_backed", "_together", "amounts", "has_overrun", "is_settled", "leases")
+    __slots__ = ("_backed", "_together", "amounts", "is_settled", "leases", "overruns")
 
     def __init__(self, together: Together, amounts: Sequence[Decimal], backed: list[Decimal], now: float) -> None:
         """Have nobody else use so much of each.
@@ -38,11 +38,17 @@ class Reservation:
         self.leases: Final = together.leases
         self._backed = backed
         self.amounts = amounts
-        self.is_settled = self.has_overrun = False
+        self.is_settled = False
+        self.overruns: tuple[int, ...] = ()
         for lease, part in zip(self.leases, backed, strict=True):
             lease.free -= part
             lease.holds += 1
             lease.used_at = now
+
+    @property
+    def has_overrun(self) -> bool:
+        """Whether more was used than there was room for."""
+        return bool(self.overruns)
 
     def undo(self) -> None:
         """Have it never been made."""
@@ -107,7 +113,8 @@ class Reservation:
         found = min(lacking, max(lease.free, _ZERO))
         lease.free -= found
         self._backed[number] += found
-        self.has_overrun = self.has_overrun or found < lacking
+        if found < lacking:
+            self.overruns = (*self.overruns, number)
 
 
 def backing(together: Together, amounts: Sequence[Decimal], returns: Mapping[Lease, Decimal]) -> list[Decimal]:

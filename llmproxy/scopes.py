@@ -81,7 +81,7 @@ class CallerKey:
 
     def __init__(self, scopes: Iterable[Scope]) -> None:
         wanted = set(scopes)
-        paths = sorted({path for scope in wanted for path in _PATHS.get(scope, ())})
+        paths = sorted({path for scope in wanted for path in _PATHS[scope]})
         # One attribute comes without a tuple around it, which is as good.
         self._caller: Callable[[Exchange], object] = attrgetter(*paths) if paths else lambda _: None
         self._tells_targets = not wanted.isdisjoint(("model", "provider"))
@@ -111,6 +111,9 @@ _PATHS: Final[Mapping[Scope, tuple[str, ...]]] = {
     "user": ("principal.workspace", "attribution.user"),
     "key": ("principal.key_id", "principal.key_name"),
     "tag": ("attribution.tags",),
+    "gateway": (),
+    "model": (),
+    "provider": (),
 }
 _READERS: Final[Mapping[Scope, Callable[[Exchange, Target | None], Sequence[ScopeName]]]] = {
     "gateway": lambda _exchange, _target: _one(""),

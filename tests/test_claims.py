@@ -7,11 +7,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
+import pytest
+
 from llmproxy.api import (
     Allowance,
     AllowanceExhausted,
     Attempt,
     Claim,
+    ConfigError,
     Exchange,
     LLMProxyError,
     RateLimited,
@@ -32,6 +35,7 @@ class Wallet(Claim):
     def __init__(self, name: str, cap: int) -> None:
         self.allowances = (Allowance(name, Decimal(cap), _BEGAN, _BEGAN),)
         self.settled: list[Sequence[Decimal]] = []
+        self.overruns = 0
         self.amounts_taken: Sequence[Decimal] | Exception = [_ONE]
         self.amounts_used: Sequence[Decimal] | Exception | None = None
 
@@ -45,6 +49,9 @@ class Wallet(Claim):
             raise self.amounts_used
         self.settled.append(reserved if self.amounts_used is None else self.amounts_used)
         return self.settled[-1]
+
+    def overran(self, exchange: Exchange, attempt: Attempt) -> None:
+        self.overruns += 1
 
     async def refusal(
         self, exchange: Exchange, attempt: Attempt | None, exhausted: AllowanceExhausted
@@ -173,6 +180,25 @@ async def test_what_cannot_be_told_was_used_in_full(proxy: StartProxy) -> None:
         Purse.wallet.amounts_used = None
         statuses.append((await client.chat()).status)
     assert statuses == [200, 200, 429]
+
+
+async def test_who_has_used_too_much_is_told(proxy: StartProxy) -> None:
+    """Of two plugins the one whose allowance had no room for what was used, and not the other."""
+    fill(purse=1, till=1)
+    Purse.wallet.amounts_used = [Decimal(3)]
+    async with proxy(Till, Purse, upstream=[reply("hi")]) as client:
+        await client.chat()
+    assert (Purse.wallet.overruns, Till.wallet.overruns) == (1, 0)
+
+
+@pytest.mark.parametrize("scopes", ["workspace", ("workspaces",)])
+async def test_scopes_that_do_not_exist_are_refused_at_the_start(proxy: StartProxy, scopes: object) -> None:
+    """What they leave out would be shared by everybody."""
+    fill()
+    kind = type("Purse", (Purse,), {"claim_scopes": scopes})
+    with pytest.raises(ConfigError, match="'purse' has claim_scopes that are not a collection of scopes"):
+        async with proxy(kind):
+            pass
 
 
 async def test_a_plugin_learns_what_is_left(proxy: StartProxy) -> None:

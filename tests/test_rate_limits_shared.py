@@ -42,7 +42,9 @@ class Member:
         failures: list[object] = []
         hooks = resolve([RegisteredPlugin("rate_limits", self.plugin)], on_failure=lambda *each: failures.append(each))
         assert hooks.claims is not None
-        self.holdings = Holdings(hooks.claims, SCOPES, worker.quotas, on_failure=lambda *each: failures.append(each))
+        self.holdings = Holdings(
+            hooks.claims, SCOPES, worker.quotas, worker.clock, on_failure=lambda *each: failures.append(each)
+        )
 
     async def let_in(self) -> Exchange:
         """A request that was let in. Raises RateLimited and StorageError."""
