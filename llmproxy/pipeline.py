@@ -6,7 +6,6 @@ bytes → principal → request → candidates → (answer | target → attempt)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import orjson
@@ -19,6 +18,7 @@ from llmproxy.candidates import candidates
 from llmproxy.catalogue import Catalogue, check_model_name
 from llmproxy.config import AuditConfig
 from llmproxy.dialects.openai_errors import error_body, error_event
+from llmproxy.endings import Ending, Endings
 from llmproxy.errors import (
     ClientDisconnected,
     ClientError,
@@ -33,10 +33,10 @@ from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome,
 from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.holdings import Holdings
-from llmproxy.hookcalls import Finished
 from llmproxy.hooks import Hooks
 from llmproxy.journal import Journal
 from llmproxy.keys import KeyRing
+from llmproxy.lockstep import assemble, in_step
 from llmproxy.occupancy import Occupancy
 from llmproxy.quotas import Quotas
 from llmproxy.records import Bodies
@@ -78,9 +78,18 @@ class Pipeline:
         self._audit = audit
         self._body_cipher = body_cipher(audit)
         self._clock = clock
-        self._tasks = tasks
         self._log = log
         self._exchanges = Occupancy()
+        self._endings = Endings(
+            hooks=hooks,
+            journal=journal,
+            quotas=quotas,
+            holdings=holdings,
+            occupancy=self._exchanges,
+            tasks=tasks,
+            log=log,
+            on_failure=self._log_failure,
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -95,6 +104,7 @@ class Pipeline:
         """Carry one exchange from the client's request to its record; every one let in leaves exactly one."""
         with self._exchanges:
             try:
+                await assemble()
                 facts = await self._let_in(exchange, client)
             except LLMProxyError as error:
                 return await self._refuse(exchange, client, error)
@@ -112,6 +122,7 @@ class Pipeline:
         bodies = self._bodies(exchange)
         try:
             exchange.answer = await self._answer(exchange)
+            await assemble()
             await self._deliver(exchange, client, bodies)
             exchange.outcome = Outcome.SUCCEEDED
         except asyncio.CancelledError:
@@ -143,6 +154,7 @@ class Pipeline:
         check_model_name(document.get("model"))
         if (patience_seconds := timeout_seconds(exchange.headers)) is not None:
             exchange.expires_monotonic = exchange.deadline_monotonic = exchange.started_monotonic + patience_seconds
+        await in_step()
         facts = self._admit(exchange, body, document)
         if exchange.request.is_stream:
             client.expect_stream([("x-llmproxy-request-id", exchange.id)])
@@ -213,7 +225,10 @@ class Pipeline:
             raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
         if bodies.response is not None:
             bodies.response.add(answer.body)
-        self._tell_head(exchange)
+        if self._hooks.on_response_head:
+            await in_step()
+            self._tell_head(exchange)
+        await in_step()
         await client.send(
             answer.status,
             [*answer.headers, *answer_head(exchange, self._clock.monotonic()), *cost_header(exchange)],
@@ -243,18 +258,13 @@ class Pipeline:
         return None
 
     def _record(self, exchange: Exchange, client: Client, facts: Document, bodies: Bodies) -> None:
-        """Settle and write the row. No await in here: nothing can come between an ending and its record."""
+        """Settle, and have the row written. No await in here: nothing can come between an ending and its record."""
         exchange.duration_seconds = self._since_start(exchange)
         try:
             self._wind_up(exchange, bodies)
         except Exception as error:  # noqa: BLE001 - a stream or a usage of somebody else's must not cost the row
             self._internal(exchange, error)
-        record = records.completion(exchange, facts, client.status, client.bytes_sent, bodies)
-        self._journal.end(exchange.id, record | self._quotas.charges(exchange))
-        self._quotas.let_go(exchange)
-        if self._holdings:
-            self._holdings.settle(exchange)
-        self._complete(exchange)
+        self._endings.add(Ending(exchange, facts, client.status, client.bytes_sent, bodies))
 
     def _wind_up(self, exchange: Exchange, bodies: Bodies) -> None:
         if exchange.answer is not None and exchange.answer.stream is not None:
@@ -269,39 +279,6 @@ class Pipeline:
         for attempt in exchange.attempts:
             if not attempt.is_over:
                 self._failover.end(exchange, attempt)
-
-    def _complete(self, exchange: Exchange) -> None:
-        """Tell the plugins that it is over; where that takes time, in a task of its own.
-
-        The client, and the cancellation it may have caused, are done with.
-        """
-        if self._hooks.post_response and exchange.outcome is Outcome.SUCCEEDED and _has_stream(exchange):
-            return self._start_completing(self._complete_stream(exchange, self._hooks.post_response))
-        told = self._hooks.on_complete(exchange) if self._hooks.on_complete else None
-        if told is not None and not isinstance(told, Finished):
-            self._start_completing(told)
-        return None
-
-    def _start_completing(self, completing: Awaitable[None]) -> None:
-        # Entered here already, or the task would find its plugins shut down when it begins.
-        self._exchanges.enter()
-        self._tasks.start("on_complete", self._completed(completing))
-
-    async def _completed(self, completing: Awaitable[None]) -> None:
-        try:
-            await completing
-        finally:
-            self._exchanges.leave()
-
-    async def _complete_stream(self, exchange: Exchange, tell: Callable[[Exchange], Awaitable[None]]) -> None:
-        try:
-            await tell(exchange)
-        except LLMProxyError as error:
-            # The client has its answer already: all that is left is to say so.
-            self._log_failure(exchange, error)
-        finally:
-            if self._hooks.on_complete:
-                await self._hooks.on_complete(exchange)
 
     # Small print
 
@@ -340,7 +317,3 @@ class Pipeline:
 
     def _since_start(self, exchange: Exchange) -> float:
         return self._clock.monotonic() - exchange.started_monotonic
-
-
-def _has_stream(exchange: Exchange) -> bool:
-    return exchange.answer is not None and exchange.answer.stream is not None

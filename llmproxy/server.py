@@ -25,6 +25,7 @@ from llmproxy.errors import (
     UnsupportedMediaType,
 )
 from llmproxy.exchange import Headers
+from llmproxy.lockstep import in_step
 from llmproxy.response_head import head_bytes
 from llmproxy.sse import COMMENT
 
@@ -91,6 +92,7 @@ class ClientConnection:
         self._server.streams.discard(self)
         has_length = status not in _WITHOUT_BODY
         head = self._begin(status, headers, f"content-length: {len(body)}\r\n" if has_length else "")
+        await in_step()
         await self._written(head + body if has_length and self.request.method != "HEAD" else head)
         self.bytes_sent += len(body)
 

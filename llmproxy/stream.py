@@ -17,6 +17,7 @@ from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.dialects.upstream_events import MAX_EVENT_BYTES, cut_short, is_whole, object_or_none
 from llmproxy.errors import UpstreamBroken, UpstreamError
 from llmproxy.exchange import AnswerStream, Chunk, Exchange, Headers
+from llmproxy.lockstep import note_event
 from llmproxy.providers import StreamDecoder
 from llmproxy.services import UpstreamResponse
 from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data, whole_events
@@ -235,6 +236,7 @@ async def relay(
     """
     lane = ChunkLane(exchange, listener) if listener is not None else None
     while events := await stream.read():
+        note_event()
         await _pass_on(lane.feed(events) if lane else events, client, capture)
     if lane:
         await _pass_on(lane.finish(), client, capture)

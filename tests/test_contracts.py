@@ -29,6 +29,7 @@ LAYERS = (
         *("errors", "ids", "exchange", "splice", "sse", "dialects", "pricing", "price_data"),
         *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances", "claims"),
         *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
+        "lockstep",
     ),
     (
         *("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),
@@ -65,6 +66,7 @@ LAYERS = (
         "candidates",
         "admin",
         "endpoints",
+        "endings",
         "pipeline",
     ),
     ("server",),

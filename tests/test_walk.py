@@ -65,6 +65,18 @@ class Gatekeeper(Plugin):
         raise RateLimited("Not now.", retry_after_seconds=5)
 
 
+class Spoiler(Plugin):
+    """Leaves something on some requests that no row can be made of."""
+
+    name = "spoiler"
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> None:
+        """A decision that is none."""
+        if "spoil" in str(exchange.request.document):
+            exchange.decisions.append(None)  # type: ignore[arg-type]
+
+
 class Listener:
     """Notes what it is told after the answer."""
 
