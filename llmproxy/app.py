@@ -377,12 +377,13 @@ class App:
     def _interrupted(self, admitted: Document) -> Document:
         """The ending of a request whose worker died: charged what it had reserved.
 
-        Where nothing ever is, it is the most that it may have used at its first target.
+        Where nothing ever is, it is the most that it may have used at its first target; nothing where none serves it.
         """
         if (held := admitted.get("held")) or admitted.get("holds_attempts"):
             return records.interrupted(admitted, *((held["attempts"], held["charges"]) if held else ([], [])))
         usage = estimate.assumed(admitted["request_bytes"], admitted["max_output_tokens"])
         targets = self.gateway.configuration.catalogue.targets(admitted["request_model"])
-        target = targets[0] if targets else None
-        cost = self.gateway.accounting.cost(target, usage) if target else None
-        return records.interrupted(admitted, [records.charged(target, cost, usage)])
+        charged = [
+            records.charged(target, self.gateway.accounting.cost(target, usage), usage) for target in targets[:1]
+        ]
+        return records.interrupted(admitted, charged)

@@ -22,6 +22,7 @@ from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import BadRequest, LLMProxyError, UpstreamTimeout, UpstreamUnsupported
 from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Request, StateKey, Target
+from llmproxy.lockstep import in_step
 from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
 from llmproxy.services import Clock, UpstreamRequest, UpstreamResponse
@@ -150,6 +151,7 @@ class Attempts:
         """The response of the provider that has taken the request. Raises an UpstreamError when it has not."""
         prepared = _prepared(provider, request, attempt.target, exchange.headers)
         attempt.dropped = prepared.dropped
+        await in_step()
         attempt.is_sent = True
         response = await upstream.send(provider.transport or self._transport, prepared, timeouts)
         attempt.status = response.status

@@ -8,24 +8,30 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from llmproxy.config import Config, Section
+from llmproxy.config import Config, JournalConfig, Section
 from llmproxy.embedded import EmbeddedPostgres
 from llmproxy.exchange import Document, Usage
 from llmproxy.hookspecs import hookimpl
+from llmproxy.ids import new_id
+from llmproxy.journal import Journal
 from llmproxy.providers import Provider
 from llmproxy.providers.openai import OpenAI
+from llmproxy.records import admission, facts_of
 from llmproxy.segments import owners
 from llmproxy.services import Row, Services
 from llmproxy.testing import RecordedRequest, Reply, ScriptedUpstream, StartProxy, reply, stream, wait_until
 from llmproxy.testing.database import make_postgres
+from llmproxy.testing.exchanges import make_exchange
 from tests.load_client import Load, Seen
 from tests.load_gateway import GatewayProcess
 from tests.load_mix import answer, asking, make_cases, session_of
 from tests.load_rows import Rows, read_rows, violations
+from tests.test_journal import abandon
 
 REQUESTS = 5000
 SEED = 2026
@@ -140,6 +146,25 @@ async def test_a_gateway_killed_as_a_whole_settles_at_its_next_start(database_ur
     assert broken_rules == {}
     assert rows.keys() == {case.session for case in cases}
     assert outcomes(rows) == {"interrupted": len(cases)}
+
+
+async def test_what_nobody_serves_costs_nothing_when_its_worker_dies(database_url: str, tmp_path: Path) -> None:
+    """It cannot have been sent: its row has neither tokens nor a cost."""
+    journal = Journal(tmp_path / ".llmproxy" / "journal", JournalConfig())
+    exchange = make_exchange(model="nobody/has-it")
+    exchange.id, exchange.admitted_at = new_id(datetime.now(UTC)), datetime.now(UTC)
+    journal.begin(exchange.id, admission(exchange, facts_of(exchange)))
+    abandon(journal)
+    async with ScriptedUpstream() as server:
+        config = CONFIG.format(workers=1, database_url=database_url, base_url=server.base_url)
+        async with GatewayProcess(config, tmp_path) as gateway:
+            await wait_until(lambda: len(owners(gateway.journal)) == 1, REPLAYED_SECONDS)
+            assert await gateway.stop() == 0
+    database = make_postgres(database_url)
+    await database.open()
+    (row,) = await database.fetch("SELECT outcome, usage_provenance, cost_usd FROM requests")
+    await database.close()
+    assert tuple(row.values()) == ("interrupted", None, None)
 
 
 class Innumerate(OpenAI):

@@ -39,6 +39,12 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 class Serve:
     """`llmproxy serve` in a process of its own.
 
@@ -96,7 +102,7 @@ class Serve:
     def workers(self) -> list[psutil.Process]:
         """Its worker processes."""
         children: list[psutil.Process] = psutil.Process(self.process.pid).children()
-        return [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in children if _lives(child)]
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to it."""

@@ -13,7 +13,6 @@ from llmproxy.http1.address import address_of
 from llmproxy.http1.dial import Dialer
 from llmproxy.http1.encodings import decoded
 from llmproxy.http1.pool import Pool
-from llmproxy.lockstep import in_step
 from llmproxy.services import UpstreamRequest, UpstreamResponse
 from llmproxy.timers import Timers
 
@@ -37,7 +36,6 @@ class HTTP1Transport:
         address = self._address_of(request.url)
         head = address.head(request)
         timers = Timers(timeouts, asyncio.get_running_loop().time())
-        await in_step()
         while True:
             connection = await self._pool.take(address.origin, timers)
             try:
