@@ -84,14 +84,22 @@ def _plugin(name: str, limit: str) -> str:
 
 @contextmanager
 def gateway(
-    name: str, upstream_port: int, plugins: str, edits: Mapping[str, str] = MappingProxyType({})
+    name: str,
+    upstream_port: int,
+    plugins: str,
+    edits: Mapping[str, str] = MappingProxyType({}),
+    program: str = "llmproxy",
 ) -> Iterator[Subject]:
-    """A gateway with these plugins, further edits of its configuration and a database of its own."""
+    """A gateway with these plugins, further edits of its configuration and a database of its own.
+
+    Args:
+        program: The module that is run.
+    """
     with tempfile.TemporaryDirectory(prefix="llmproxy-benchmarks-") as place:
         directory = Path(place)
         with installation(directory, upstream_port) as installed:
             installed.edit({_NO_PLUGINS: plugins, **edits})
-            with installed.serving() as served:
+            with installed.serving(program) as served:
                 yield Subject(name, served.port, served.worker, served)
 
 
