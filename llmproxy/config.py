@@ -68,7 +68,7 @@ class ServerConfig(Section):
     drain_seconds: Seconds = Field(default=30, description="How long running requests may go on when a worker stops.")
     tls: TLSConfig | None = Field(default=None, description="Serve HTTPS with these files; left out, plain HTTP.")
     event_loop: EventLoop = Field(
-        default="asyncio", description="What workers run on; `uvloop` is quicker, and comes with `llmproxy[fast]`."
+        default="asyncio", description="What workers run on; `uvloop` comes with `llmproxy[fast]`."
     )
 
     @field_validator("event_loop")
