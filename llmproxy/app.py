@@ -214,7 +214,8 @@ class App:
         await self._database.open(required=False)
         opened.push_async_callback(self._transport.close)
         opened.push_async_callback(self._public_transport.close)
-        self._journal = Journal(self._state.journal, self._config.journal)
+        write_soon = asyncio.get_running_loop().call_soon
+        self._journal = Journal(self._state.journal, self._config.journal, write_soon)
         opened.callback(self._journal.close)
         opened.push_async_callback(self._tasks.cancel_all)
         self.recorder = await self._make_recorder()

@@ -6,7 +6,7 @@ A stream is an answer once its first content is there; until then any failure is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -48,6 +48,7 @@ class Attempts:
         endpoints: The configured providers, once for each of their keys.
         timeouts: What holds for providers that set none of their own.
         images: Fetches what providers want fetched; without it, nothing is.
+        before_sending: Called before anything leaves for a provider; what it raises keeps it from leaving.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class Attempts:
         clock: Clock,
         *,
         images: RemoteImages | None = None,
+        before_sending: Callable[[], None] = lambda: None,
     ) -> None:
         self._endpoints = endpoints
         self._transport = transport
         self._timeouts = timeouts
         self._clock = clock
         self._images = images
+        self._before_sending = before_sending
 
     def begin(self, exchange: Exchange, request: Request, target: Target) -> Attempt:
         """A new attempt, its request rebuilt from the client's own, or from what is left to ask of it."""
@@ -152,6 +155,7 @@ class Attempts:
         prepared = _prepared(provider, request, attempt.target, exchange.headers)
         attempt.dropped = prepared.dropped
         await in_step()
+        self._before_sending()
         attempt.is_sent = True
         response = await upstream.send(provider.transport or self._transport, prepared, timeouts)
         attempt.status = response.status

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from llmproxy import records
@@ -73,19 +73,32 @@ class Endings:
 
     def _write(self) -> None:
         ended, self._ended = self._ended, []
-        for ending in ended:
-            for conclude in (self._record, self._complete):
-                try:
-                    conclude(ending)
-                except Exception as error:  # noqa: BLE001 - one that no row can be made of keeps no other from its own
-                    request_id = ending.exchange.id
-                    self._log.error("not_concluded", request_id=request_id, error=repr(error), exc_info=error)
+        recorded = self._each(self._record, ended)
+        # What is let go others may use: before that it must be certain that this exchange did not.
+        self._journal.recover()
+        self._each(self._let_go, recorded)
+        self._each(self._complete, ended)
+        for _ in ended:
             self._occupancy.leave()
 
+    def _each(self, conclude: Callable[[Ending], None], ended: Sequence[Ending]) -> Sequence[Ending]:
+        """Do it for each of them, and give those for which that went well."""
+        done = []
+        for ending in ended:
+            try:
+                conclude(ending)
+                done.append(ending)
+            except Exception as error:  # noqa: BLE001 - one that no row can be made of keeps no other from its own
+                self._log.error("not_concluded", request_id=ending.exchange.id, error=repr(error), exc_info=error)
+        return done
+
     def _record(self, ending: Ending) -> None:
-        exchange = ending.exchange
         record = records.completion(*ending)
+        exchange = ending.exchange
         self._journal.end(exchange.id, record | self._quotas.charges(exchange))
+
+    def _let_go(self, ending: Ending) -> None:
+        exchange = ending.exchange
         self._quotas.let_go(exchange)
         if self._holdings:
             self._holdings.settle(exchange)

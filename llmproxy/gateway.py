@@ -100,7 +100,14 @@ class Gateway:
         config, services = configuration.config, core.services
         hooks, endpoints = configuration.plugins.hooks, configuration.endpoints
         accounting = Accounting(endpoints, configuration.prices, services.clock)
-        attempts = Attempts(endpoints, core.transport, config.timeouts, services.clock, images=core.images)
+        attempts = Attempts(
+            endpoints,
+            core.transport,
+            config.timeouts,
+            services.clock,
+            images=core.images,
+            before_sending=core.journal.flush,
+        )
         plugins = configuration.plugins
         holdings = (
             Holdings(hooks.claims, plugins.claim_scopes, core.quotas, services.clock, plugins.on_failure)

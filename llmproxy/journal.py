@@ -1,6 +1,7 @@
 """The local write-ahead record of what was let in, what it held, and how it ended.
 
-What `begin`, `hold` and `end` wrote survives kill -9 of the worker, for it is in the page cache when they return.
+What is written survives kill -9 of the worker, for it is in the page cache: with `write_soon`, all that requests have
+noted in one turn of the event loop is written in one go, and before any of it leaves for a provider (see `flush`).
 Power loss takes at most what was written since the last `sync`. What is not yet in Postgres is kept in memory up to the
 size of one segment; what ends beyond that is read back from the files, so an outage of any length costs disk alone.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -39,15 +40,27 @@ class Journal:
 
     Not thread-safe, but for `sync`, which may run in a thread of its own.
     Raises StorageError when the directory cannot be used.
+
+    Args:
+        write_soon: Has what it is given called before long, as `call_soon` of the event loop does. Without it
+            everything is written at once.
     """
 
-    def __init__(self, directory: Path, config: JournalConfig) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: JournalConfig,
+        write_soon: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
         self._directory = directory
         self._memory_bytes = config.segment_bytes
+        self._write_soon = write_soon
         # Begin lines of requests whose end is not yet written, and the last hold lines; a new segment starts with them.
         self._open: dict[str, bytes] = {}
         self._held: dict[str, bytes] = {}
-        self._unwritten: dict[str, tuple[bytes, Document]] = {}
+        # What is to be written next, and which requests end with it.
+        self._noted: list[_Noted] = []
+        self._ending: set[str] = set()
         self._ended: deque[_Ended] = deque()
         self._ended_bytes = 0
         self._spill: _Position | None = None
@@ -78,21 +91,24 @@ class Journal:
     @property
     def pending(self) -> int:
         """How many ended requests are not acknowledged."""
-        return len(self._ended) + self._spilled + len(self._unwritten)
+        return len(self._ended) + self._spilled + len(self._ending)
 
     def begin(self, request_id: str, record: Document) -> None:
-        """Note that a request is let in. Raises StorageError when that cannot be written: refuse the request."""
+        """Note that a request is let in.
+
+        Raises StorageError when that cannot be written, or nothing could be just now: refuse the request.
+        """
         line = encode_line(BEGIN, request_id, record)
-        self._write(line)
+        self._note(_Noted(line))
         self._open[request_id] = line
 
     def hold(self, request_id: str, record: Document) -> None:
         """Note what a begun request holds, in place of what it held before.
 
-        Raises StorageError when that cannot be written: then it must not use what it would hold.
+        Raises StorageError as `begin` does: then it must not use what it would hold.
         """
         line = encode_line(HOLD, request_id, record)
-        self._write(line)
+        self._note(_Noted(line))
         self._held[request_id] = line
 
     def end(self, request_id: str, record: Document) -> None:
@@ -100,20 +116,46 @@ class Journal:
 
         Never raises: what cannot be written is kept, and written by a later `begin`, `end` or `recover`.
         """
-        if request_id in self._open and request_id not in self._unwritten:
-            self._unwritten[request_id] = (encode_line(END, request_id, record), record)
-            self.recover()
+        if request_id in self._open and request_id not in self._ending:
+            self._ending.add(request_id)
+            self._noted.append(_Noted(encode_line(END, request_id, record), request_id, record))
+            if not self._is_written_soon():
+                self.recover()
 
-    def recover(self) -> None:
-        """Write what could not be written before; sets `writable`."""
+    def flush(self) -> None:
+        """Write all that is noted: to be called before anything is done that it tells of.
+
+        Raises StorageError when that cannot be; it stays noted, and must not be done.
+        """
+        if not self._noted:
+            return
         try:
-            self._write_ends()
-            if self._failure:
-                self._segments.append(b"")
+            start_bytes = self._segments.append(b"".join([noted.line for noted in self._noted]))
         except OSError as error:
             self._failure = error
-        else:
-            self._failure = None
+            raise _unwritable(error) from error
+        self._failure = None
+        written, self._noted = self._noted, []
+        for line, request_id, record in written:
+            if record is not None:
+                del self._open[request_id]
+                self._ending.remove(request_id)
+                self._held.pop(request_id, None)
+                self._enqueue(_Position(self._segments.number, start_bytes), len(line), record)
+            start_bytes += len(line)
+
+    def recover(self) -> None:
+        """Write what is noted, as far as that can be; sets `writable`."""
+        try:
+            self.flush()
+            if self._failure:
+                self._segments.append(b"")
+                self._failure = None
+        except StorageError:
+            # `failure` tells.
+            return
+        except OSError as error:
+            self._failure = error
 
     def peek(self, limit: int) -> list[Document]:
         """The oldest ended records that are not acknowledged, at most `limit`. Raises StorageError."""
@@ -163,23 +205,23 @@ class Journal:
         except OSError as error:
             raise _unwritable(error) from error
 
-    def _write(self, line: bytes) -> None:
+    def _note(self, noted: _Noted) -> None:
+        self._noted.append(noted)
+        if self._is_written_soon():
+            return
         try:
-            if self._unwritten:
-                self._write_ends()
-            self._segments.append(line)
-        except OSError as error:
-            self._failure = error
-            raise _unwritable(error) from error
-        self._failure = None
+            self.flush()
+        except StorageError:
+            self._noted.pop()
+            raise
 
-    def _write_ends(self) -> None:
-        while self._unwritten:
-            request_id, (line, record) = next(iter(self._unwritten.items()))
-            start_bytes = self._segments.append(line)
-            del self._unwritten[request_id], self._open[request_id]
-            self._held.pop(request_id, None)
-            self._enqueue(_Position(self._segments.number, start_bytes), len(line), record)
+    def _is_written_soon(self) -> bool:
+        """Whether what is noted now need not be written at once; where writing fails, everybody is to know."""
+        if self._write_soon is None or self._failure:
+            return False
+        if len(self._noted) == 1:
+            self._write_soon(self.recover)
+        return True
 
     def _enqueue(self, position: _Position, size_bytes: int, record: Document) -> None:
         if self._spill is None and (not self._ended or self._ended_bytes + size_bytes <= self._memory_bytes):
@@ -292,6 +334,14 @@ class Replayed(NamedTuple):
 
     record: Document
     is_ended: bool
+
+
+class _Noted(NamedTuple):
+    """A line that is to be written, and the record of a request that ends with it."""
+
+    line: bytes
+    request_id: str = ""
+    record: Document | None = None
 
 
 class _Ended(NamedTuple):

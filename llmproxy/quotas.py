@@ -301,6 +301,8 @@ class Quotas:
         try:
             charges = _charges(held) if earlier else reservation.charges()
             self._journal.hold(exchange.id, records.hold(exchange, charges))
+            if earlier:
+                self._journal.flush()
         except BaseException:
             reservation.undo()
             raise

@@ -121,16 +121,16 @@ class SegmentWriter:
         """The segment that is being written."""
         return self._segments[-1].number
 
-    def append(self, line: bytes) -> int:
-        """Write, and give the offset it starts at. Raises OSError: then nothing readable was left behind."""
+    def append(self, lines: bytes) -> int:
+        """Write, and give the offset they start at. Raises OSError: then nothing was left behind, or a torn line."""
         if self._segments[-1].size_bytes >= self._limit_bytes:
             self._roll()
-        data = _SCRATCH + line if self._is_torn else line
+        data = _SCRATCH + lines if self._is_torn else lines
         segment = self._segments[-1]
         self._is_torn = True
         segment.write(data)
         self._is_torn = False
-        return segment.size_bytes - len(line)
+        return segment.size_bytes - len(lines)
 
     def read(self, number: int, start_bytes: int) -> Generator[Entry | None, None, None]:
         """What was written from there on. Raises OSError."""
@@ -213,10 +213,17 @@ class _Segment:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
 
     def write(self, data: bytes) -> None:
-        while data:
-            written = os.write(self._descriptor, data)
-            self.size_bytes += written
-            data = data[written:]
+        """Append all of it, or none. Raises OSError, and only if the file cannot even be cut, a part is left."""
+        left = data
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, self.size_bytes)
+            self.size_bytes = os.fstat(self._descriptor).st_size
+            raise
+        self.size_bytes += len(data)
 
     def sync(self) -> None:
         size_bytes = self.size_bytes

@@ -149,7 +149,9 @@ async def test_a_full_disk_refuses_requests_and_loses_none(setting: Setting) -> 
     make_room(gateway)
     await until_ready(gateway, (200, "ok"))
     assert (await ask(gateway, request())).status == 200
-    assert await recorded(setting.database_url, 3) == [("succeeded", 1), ("disconnected", 1), ("succeeded", 1)]
+    # The first of those refused was the one to find out, when it was about to be sent.
+    rows = [("succeeded", 1), ("disconnected", 1), ("failed", 1), ("succeeded", 1)]
+    assert await recorded(setting.database_url, 4) == rows
     assert len(upstream.requests) == 3
 
 

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -259,13 +259,13 @@ def test_any_value_can_be_journalled(tmp_path: Path) -> None:
 
 
 def test_a_begin_that_cannot_be_written_refuses_the_request(tmp_path: Path) -> None:
-    """On a full disk begin raises, the journal says why, the half-written line is never read, and it recovers."""
+    """On a full disk begin raises, the journal says why, nothing of the line is left, and it recovers."""
     journal = Journal(tmp_path, CONFIG)
     journal.begin("before", record("before"))
     size_bytes = segments(tmp_path)[0].stat().st_size
     with file_size_limit(size_bytes + 10), pytest.raises(StorageError, match="File too large"):
         journal.begin("refused", record("refused"))
-    assert segments(tmp_path)[0].stat().st_size == size_bytes + 10
+    assert segments(tmp_path)[0].stat().st_size == size_bytes
     assert not journal.writable
     assert "make room" in (journal.failure or "")
     journal.recover()
@@ -306,6 +306,47 @@ def test_an_end_that_cannot_be_written_is_kept_and_written_later(tmp_path: Path)
     assert [item["id"] for item in journal.peek(10)] == ["a", "b"]
     abandon(journal)
     assert replay(tmp_path) == [("a", True), ("b", True)]
+
+
+def test_what_is_noted_in_one_turn_is_written_in_one_go(tmp_path: Path) -> None:
+    """Nothing is in the file before the turn is over or somebody needs it there, and then all of it is."""
+    turn: list[Callable[[], None]] = []
+    journal = Journal(tmp_path, CONFIG, turn.append)
+    journal.begin("a", record("a"))
+    journal.begin("b", record("b"))
+    journal.end("a", record("a"))
+    journal.end("a", record("again"))
+    assert (len(turn), segments(tmp_path)[0].stat().st_size, journal.pending) == (1, 0, 1)
+    turn.pop()()
+    assert [item["id"] for item in journal.peek(10)] == ["a"]
+    journal.begin("c", record("c"))
+    journal.flush()
+    assert len(turn) == 1
+    abandon(journal)
+    assert Counter(replay(tmp_path)) == Counter([("a", True), ("b", False), ("c", False)])
+
+
+def test_of_lines_that_do_not_fit_none_is_written(tmp_path: Path) -> None:
+    """Whoever needs one of them there is told so, wherever it broke off; all are written once there is room."""
+    journal = Journal(tmp_path, CONFIG, lambda _: None)
+    journal.begin("before", record("before"))
+    journal.flush()
+    size_bytes = segments(tmp_path)[0].stat().st_size
+    journal.begin("a", record("a"))
+    journal.begin("b", record("b"))
+    journal.end("before", record("before"))
+    with file_size_limit(2 * size_bytes):
+        for _ in range(2):
+            with pytest.raises(StorageError, match="File too large"):
+                journal.flush()
+        with pytest.raises(StorageError):
+            journal.begin("c", record("c"))
+        assert (journal.writable, journal.pending, segments(tmp_path)[0].stat().st_size) == (False, 1, size_bytes)
+    journal.recover()
+    assert journal.writable
+    assert [item["id"] for item in journal.peek(10)] == ["before"]
+    abandon(journal)
+    assert Counter(replay(tmp_path)) == Counter([("before", True), ("a", False), ("b", False)])
 
 
 def test_a_roll_that_fails_goes_on_in_the_old_segment(tmp_path: Path) -> None:
