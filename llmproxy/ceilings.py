@@ -55,9 +55,8 @@ def output_ceiling_tokens(request: Request, model_max_tokens: int | None, defaul
     """
     if request.operation is Operation.EMBEDDINGS:
         return 0
-    choices = written_answers(request.document)
     own = max_output_tokens(request.document)
-    return own if own is not None else choices * (model_max_tokens or default_tokens)
+    return own if own is not None else written_answers(request.document) * (model_max_tokens or default_tokens)
 
 
 def search_ceiling(document: Document) -> int:

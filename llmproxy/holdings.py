@@ -80,14 +80,13 @@ class Holdings:
             if attempt is not None:
                 # While it waits nothing is reserved, and nothing to be charged.
                 worst_case, attempt.reserved = attempt.reserved, None
-            is_charged = worst_case is not None or terms.together.is_recorded
-            reservation = await self._quotas.take(
-                exchange,
-                terms.together,
-                amounts,
-                attempt=attempt if is_charged else None,
-                worst_case=worst_case,
-                fail_open=terms.fail_open,
+            together = terms.together
+            charged = attempt if worst_case is not None or together.is_recorded else None
+            # Hardly ever is there anything to wait for.
+            reservation = self._quotas.take_at_once(
+                exchange, together, amounts, attempt=charged, worst_case=worst_case
+            ) or await self._quotas.take(
+                exchange, together, amounts, attempt=charged, worst_case=worst_case, fail_open=terms.fail_open
             )
         except BaseException as error:
             if attempt is not None:

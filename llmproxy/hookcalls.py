@@ -218,15 +218,18 @@ def gather(steps: Sequence[Step]) -> Function:
 
 def chain(steps: Sequence[Step]) -> Function:
     """Each plugin gets, as the last argument, what the one before it made of it."""
-    calls = tuple((step.call, step.is_async) for step in steps)
+    parts = tuple((step.function, step.check, step.verdict, step.is_async) for step in steps)
 
     async def run(*args: object) -> object:
-        *context, value = args
-        for call, is_async in calls:
-            result = await call(*context, value) if is_async else call(*context, value)
-            if result is not None:
-                value = result
-        return value
+        for function, check, verdict, is_async in parts:
+            try:
+                result: object = await function(*args) if is_async else function(*args)
+                if result is not None:
+                    check(args, result)
+                    args = (*args[:-1], result)
+            except Exception as error:  # noqa: BLE001  # a plugin may raise anything, and the verdict says what follows
+                raise_unless_settled(verdict, error)
+        return args[-1]
 
     return run
 

@@ -444,11 +444,10 @@ class Leases:
 
 def remaining(leases: Iterable[Lease | None]) -> Sequence[Decimal | None]:
     """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-    found: list[Decimal | None] = []
-    for lease in leases:
-        is_told = lease and lease.is_opened and lease.is_capped
-        found.append(lease.room + lease.free if lease and is_told else None)
-    return found
+    return [
+        lease.room + lease.free if lease is not None and lease.is_opened and lease.is_capped else None
+        for lease in leases
+    ]
 
 
 def _described(number: int, want: _Want, now: float) -> Document:

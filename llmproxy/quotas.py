@@ -132,12 +132,12 @@ class Quotas:
         With each attempt (None: the request itself) and claim comes what this worker could still use of the claim's
         allowances, as far as it knows; None when it does not know.
         """
-        found: list[tuple[Attempt | None, C, Sequence[Decimal | None]]] = []
-        for attempt, parts, reservation in reversed(exchange.state.get(TAKEN) or ()):
-            for _, claim, numbers in parts:
-                if isinstance(claim, kind):
-                    found.append((attempt, claim, remaining(reservation.leases[numbers])))
-        return found
+        return [
+            (attempt, claim, remaining(reservation.leases[numbers]))
+            for attempt, parts, reservation in reversed(exchange.state.get(TAKEN) or ())
+            for _, claim, numbers in parts
+            if isinstance(claim, kind)
+        ]
 
     def renew_claims(self) -> None:
         """Have plugins be asked for all claims anew."""
@@ -197,6 +197,30 @@ class Quotas:
         Raises AllowanceExhausted, and StorageError when the database is needed and cannot be reached, or the journal
         cannot be written.
         """
+        taken = self.take_at_once(exchange, together, amounts, attempt=attempt, worst_case=worst_case)
+        if taken is not None:
+            return taken
+        await self._obtain(together, amounts, exchange if attempt else None, fail_open)
+        # No await from here on: what is there now is still there when it is taken.
+        backed = backing(together, amounts, _returns(exchange) if attempt else {})
+        reservation = Reservation(together, amounts, backed, self._clock.monotonic())
+        if attempt is not None:
+            self._hold(exchange, reservation, attempt, worst_case)
+        return reservation
+
+    def take_at_once(
+        self,
+        exchange: Exchange,
+        together: Together,
+        amounts: Sequence[Decimal],
+        *,
+        attempt: Attempt | None = None,
+        worst_case: WorstCase | None = None,
+    ) -> Reservation | None:
+        """The same where this worker has leased enough, as it hardly ever has not; None when others must be asked.
+
+        Raises StorageError when the journal cannot be written.
+        """
         if not self._is_running:
             self._run()
         if attempt is None and together.is_recorded:
@@ -204,22 +228,16 @@ class Quotas:
         leases = self._leases
         if together.generation != leases.generation:
             leases.look_up(together)
-        now, returns = self._clock.monotonic(), None
-        has_room = now <= leases.stale_at
+        now = self._clock.monotonic()
+        if now > leases.stale_at:
+            return None
         for lease, amount in zip(together.leases, amounts, strict=True):
             if amount > lease.free and lease.is_capped:
-                has_room = False
-        # Hardly ever is there anything to wait for.
-        if not has_room:
-            await self._obtain(together, amounts, exchange if attempt else None, fail_open)
-            now, returns = self._clock.monotonic(), _returns(exchange) if attempt else {}
-        # No await from here on: what is there now is still there when it is taken.
-        is_backed = returns is None and together.all_capped
-        backed = list(amounts) if is_backed else backing(together, amounts, returns or {})
+                return None
+        backed = list(amounts) if together.all_capped else backing(together, amounts, {})
         reservation = Reservation(together, amounts, backed, now)
         if attempt is not None:
-            attempt.reserved = worst_case
-            self._hold(exchange, reservation)
+            self._hold(exchange, reservation, attempt, worst_case)
         return reservation
 
     @property
@@ -294,8 +312,11 @@ class Quotas:
         now = self._clock.monotonic()
         return next(((lease, amount) for lease, amount in lacks if lease.is_refused(amount, now)), None)
 
-    def _hold(self, exchange: Exchange, reservation: Reservation) -> None:
+    def _hold(
+        self, exchange: Exchange, reservation: Reservation, attempt: Attempt, worst_case: WorstCase | None
+    ) -> None:
         """Have the journal know of it; as if nothing had been reserved, when that cannot be written."""
+        attempt.reserved = worst_case
         earlier = exchange.state.get(_HELD)
         held = [*earlier, reservation] if earlier else [reservation]
         try:

@@ -79,7 +79,7 @@ def hold(exchange: Exchange, charges: Sequence[Fragment]) -> Document:
     Args:
         charges: What of which allowance is charged should nothing else ever be written.
     """
-    attempts = list(filter(None, map(_held, exchange.attempts)))
+    attempts = [charge for attempt in exchange.attempts if (charge := _held(attempt))]
     return {"attempts": attempts, "charges": charges}
 
 
@@ -156,9 +156,12 @@ def _held(attempt: Attempt) -> Document | None:
     if attempt.reserved is None:
         return None
     input_tokens, output_tokens, amount_usd, price_source = attempt.reserved
+    target = attempt.target
     # What is not here is nothing: this is written for every attempt.
     return {
-        **_target_columns(attempt.target),
+        "provider_name": target.provider,
+        "response_model": target.model,
+        "region": target.region,
         "uncached_input_tokens": input_tokens,
         "text_output_tokens": output_tokens,
         "usage_provenance": "assumed",

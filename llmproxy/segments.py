@@ -50,7 +50,7 @@ def encode_json(value: object) -> bytes:
 
 def encode_line(kind: bytes, request_id: str, record: Document) -> bytes:
     """One line, checksum first; JSON has no raw newline, so a line is a record."""
-    body = b"%b %b %b" % (kind, request_id.encode(), encode_json(record))
+    body = b" ".join((kind, request_id.encode(), encode_json(record)))
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 

@@ -67,13 +67,15 @@ class Chooser:
 
     def alternative(self, exchange: Exchange, attempt: Attempt, now: float) -> Target | None:
         """A healthy target that could still be tried beside or after this attempt."""
-        if len(exchange.attempts) >= self._config.attempts:
+        if len(exchange.targets) < 2 or len(exchange.attempts) >= self._config.attempts:
             return None
         others = (target for target in _untried(exchange) if target != attempt.target)
         return next((target for target in others if self._health.is_open(key_of(target), now)), None)
 
     def cooling_before(self, exchange: Exchange, chosen: Target, now: float) -> Iterable[Target]:
         """The targets that were passed over for this one, because they cool down."""
+        if chosen is exchange.targets[0]:
+            return
         tried = [attempt.target for attempt in exchange.attempts]
         for target in exchange.targets:
             if target == chosen:
@@ -83,8 +85,10 @@ class Chooser:
 
     def _best(self, targets: Sequence[Target], now: float) -> Target:
         """The first that is well; when none is, the one that will be soonest, rather than refusing everyone."""
-        well = (target for target in targets if self._health.is_open(key_of(target), now))
-        return next(well, None) or min(targets, key=self._ready_at)
+        for target in targets:
+            if self._health.is_open(key_of(target), now):
+                return target
+        return min(targets, key=self._ready_at)
 
     def _ready_at(self, target: Target) -> float:
         cool_down = self._health.cool_down(key_of(target))
@@ -132,8 +136,10 @@ class Chooser:
         return min((each for each in pauses if each > 0), default=None)
 
 
-def _untried(exchange: Exchange) -> list[Target]:
+def _untried(exchange: Exchange) -> Sequence[Target]:
     """The targets in their order that have not been tried and may know better than those that were."""
+    if not exchange.attempts:
+        return exchange.targets
     tried = {attempt.target for attempt in exchange.attempts}
     hopeless = {
         attempt.target.name

@@ -116,6 +116,8 @@ class FallbackConfig(Rules):
 
     def rules(self, model: str) -> Rules:
         """What holds for a model, by the name that was asked for."""
+        if not self.models:
+            return self
         return next((rules for pattern, rules in self._merged if fnmatchcase(model, pattern)), self)
 
     @cached_property

@@ -69,9 +69,8 @@ class CoolDown:
     repeats: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How an attempt went, as far as that says anything about its target.
+class Result(NamedTuple):
+    """How an attempt went, as far as that says anything about its target. A tuple, since one is made of every attempt.
 
     `failure` is None for success. `retry_after_seconds` is the vendor's word. Times are of one monotonic clock.
     """
