@@ -207,9 +207,14 @@ async def test_closing_in_the_middle_tells_the_provider_at_once(transport: HTTPT
 async def test_a_cancelled_wait_for_the_head_tells_the_provider(transport: HTTPTransport) -> None:
     """Cancelling the attempt before the provider has answered closes the connection too."""
     async with ScriptedUpstream([hang()]) as upstream:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await send(transport, asking(upstream), timers())
+
+        async def wait() -> None:
+            await send(transport, asking(upstream), timers())
+
+        async with asyncio.TaskGroup() as tasks:
+            leaving = tasks.create_task(wait())
+            await upstream.wait_for(lambda: bool(upstream.requests))
+            leaving.cancel()
         await upstream.wait_for(lambda: len(upstream.cancelled) == 1, seconds=1)
         assert upstream.open_connections == 0
 
