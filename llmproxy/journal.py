@@ -102,13 +102,16 @@ class Journal:
         self._note(_Noted(line))
         self._open[request_id] = line
 
-    def hold(self, request_id: str, record: Document) -> None:
+    def hold(self, request_id: str, record: Document, *, at_once: bool = False) -> None:
         """Note what a begun request holds, in place of what it held before.
 
         Raises StorageError as `begin` does: then it must not use what it would hold.
+
+        Args:
+            at_once: Have it written before this returns; if it cannot be, it was never noted.
         """
         line = encode_line(HOLD, request_id, record)
-        self._note(_Noted(line))
+        self._note(_Noted(line), at_once=at_once)
         self._held[request_id] = line
 
     def end(self, request_id: str, record: Document) -> None:
@@ -205,9 +208,9 @@ class Journal:
         except OSError as error:
             raise _unwritable(error) from error
 
-    def _note(self, noted: _Noted) -> None:
+    def _note(self, noted: _Noted, *, at_once: bool = False) -> None:
         self._noted.append(noted)
-        if self._is_written_soon():
+        if not at_once and self._is_written_soon():
             return
         try:
             self.flush()

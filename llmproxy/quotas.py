@@ -321,9 +321,8 @@ class Quotas:
         held = [*earlier, reservation] if earlier else [reservation]
         try:
             charges = _charges(held) if earlier else reservation.charges()
-            self._journal.hold(exchange.id, records.hold(exchange, charges))
-            if earlier:
-                self._journal.flush()
+            # What earlier attempts did not need is given to others right after this.
+            self._journal.hold(exchange.id, records.hold(exchange, charges), at_once=bool(earlier))
         except BaseException:
             reservation.undo()
             raise

@@ -326,6 +326,22 @@ def test_what_is_noted_in_one_turn_is_written_in_one_go(tmp_path: Path) -> None:
     assert Counter(replay(tmp_path)) == Counter([("a", True), ("b", False), ("c", False)])
 
 
+def test_a_hold_that_must_be_there_at_once_is_there_or_was_never_noted(tmp_path: Path) -> None:
+    """What could not be written then is not written later, when nobody holds it any more."""
+    journal = Journal(tmp_path, CONFIG, lambda _: None)
+    journal.begin("a", record("a"))
+    journal.hold("a", record("a", holds=1), at_once=True)
+    size_bytes = segments(tmp_path)[0].stat().st_size
+    assert size_bytes > 0
+    with file_size_limit(size_bytes), pytest.raises(StorageError):
+        journal.hold("a", record("a", holds=2), at_once=True)
+    journal.begin("b", record("b"))
+    journal.recover()
+    written = segments(tmp_path)[0].read_bytes()
+    assert (b'"holds":1' in written, b'"holds":2' in written) == (True, False)
+    abandon(journal)
+
+
 def test_of_lines_that_do_not_fit_none_is_written(tmp_path: Path) -> None:
     """Whoever needs one of them there is told so, wherever it broke off; all are written once there is room."""
     journal = Journal(tmp_path, CONFIG, lambda _: None)
