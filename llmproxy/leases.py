@@ -55,7 +55,7 @@ class Lease:
         holds: How many reservations go back into it.
         is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
         settled: What all workers together had settled when Postgres last answered.
-        room: What nobody had settled or held by then.
+        room: What nobody had settled or held by then; None when that is not known, or there is no end to it.
         is_opened: Whether it begins with what the ledger has, as far as is known.
         opening: Done once that is so, or cannot be found out now; None as long as nobody tries.
         charge: The beginning of a charge to it, as records have it, up to the amount.
@@ -72,7 +72,8 @@ class Lease:
         self.charge = _charge(holder, [allowance])
         self.is_capped = allowance.cap is not None
         self.is_recorded = allowance.share is not None
-        self.free = self.settled = self.room = _ZERO
+        self.free = self.settled = _ZERO
+        self.room: Decimal | None = None
         self.holds = 0
         self.used_at = 0.0
         self.asked_at = self.returned_at = float("-inf")
@@ -318,7 +319,7 @@ class Leases:
             )
 
     def _open_soon(self, lease: Lease) -> None:
-        lease.is_opened = False
+        lease.is_opened, lease.room = False, None
         if lease.opening is None and not self._is_closed and self._clock.monotonic() >= lease.opened_again_at:
             lease.opening = asyncio.get_running_loop().create_future()
             self._tasks.start("quota opening", self._open_apart(lease, lease.opening))
@@ -349,6 +350,8 @@ class Leases:
         # Who looked the lease up by the other allowance does it again, and has that one's cap hold.
         self.generation += 1
         lease.is_capped = allowance.cap is not None
+        if not lease.is_capped:
+            lease.room = None
         lease.refused = None
         if lease.free > 0 and (before is None or (allowance.cap is not None and allowance.cap < before)):
             self.give_back(lease, lease.free)
@@ -424,9 +427,9 @@ class Leases:
         lease.free += granted
         lease.is_opened = True
         lease.settled = Decimal(answer["settled"])
-        if lease.allowance.cap is not None:
+        if (cap := lease.allowance.cap) is not None:
             used = lease.settled + Decimal(answer["leased"]) + granted
-            lease.room = max(lease.allowance.cap - used, _ZERO)
+            lease.room = max(cap - used, _ZERO)
         if want.wanted and not granted:
             lease.refused, lease.refused_until = want.least, self._clock.monotonic() + REFUSED_SECONDS
             lease.is_waiting_worthwhile = Decimal(answer["elsewhere"]) > 0
@@ -444,10 +447,7 @@ class Leases:
 
 def remaining(leases: Iterable[Lease | None]) -> Sequence[Decimal | None]:
     """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-    return [
-        lease.room + lease.free if lease is not None and lease.is_opened and lease.is_capped else None
-        for lease in leases
-    ]
+    return [None if lease is None or lease.room is None else lease.room + lease.free for lease in leases]
 
 
 def _described(number: int, want: _Want, now: float) -> Document:

@@ -132,12 +132,12 @@ class Quotas:
         With each attempt (None: the request itself) and claim comes what this worker could still use of the claim's
         allowances, as far as it knows; None when it does not know.
         """
-        return [
-            (attempt, claim, remaining(reservation.leases[numbers]))
-            for attempt, parts, reservation in reversed(exchange.state.get(TAKEN) or ())
-            for _, claim, numbers in parts
-            if isinstance(claim, kind)
-        ]
+        found = []
+        for attempt, parts, reservation in reversed(exchange.state.get(TAKEN) or ()):
+            for _, claim, numbers in parts:
+                if isinstance(claim, kind):
+                    found.append((attempt, claim, remaining(reservation.leases[numbers])))
+        return found
 
     def renew_claims(self) -> None:
         """Have plugins be asked for all claims anew."""

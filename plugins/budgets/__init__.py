@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -80,10 +79,22 @@ class Budgets:
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Say what is left."""
-        for attempt, spending, remaining in self.services.quotas.taken(exchange, Spending):
-            if attempt is not None:
-                self._say_what_is_left(exchange, attempt, spending, remaining)
-            break
+        if not (taken := self.services.quotas.taken(exchange, Spending)):
+            return
+        attempt, spending, remaining = taken[0]
+        least: Decimal | None = None
+        for amount, is_hard_usd in zip(remaining, spending.plan.are_hard_usd, strict=True):
+            if is_hard_usd and amount is not None and (least is None or amount < least):
+                least = amount
+        if least is not None:
+            if attempt is not None and attempt.is_over and attempt.reserved is not None:
+                # What was not needed is about to go back.
+                spent = (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
+                least += max((attempt.reserved.amount_usd or _ZERO) - spent, _ZERO)
+            exchange.response_headers.append((REMAINING, f"{max(least, _ZERO).normalize():f}"))
+        if spending.plan.soft:
+            over = [each.budget.subject for each in spending.plan.soft if self.watch.used_share(each) >= 1]
+            exchange.response_headers += [(EXCEEDED, "; ".join(over))] if over else []
 
     # Small print
 
@@ -96,20 +107,3 @@ class Budgets:
         seconds = min(seconds, exchange.deadline_monotonic - self.services.clock.monotonic())
         exchange.decide(self.name, f"delayed by {seconds:.1f} s", f"{share:.0%} of a budget is used")
         await self.services.clock.sleep(seconds)
-
-    def _say_what_is_left(
-        self, exchange: Exchange, attempt: Attempt, spending: Spending, remaining: Sequence[Decimal | None]
-    ) -> None:
-        least: Decimal | None = None
-        for amount, is_hard_usd in zip(remaining, spending.plan.are_hard_usd, strict=True):
-            if is_hard_usd and amount is not None and (least is None or amount < least):
-                least = amount
-        if least is not None:
-            if attempt.is_over and attempt.reserved is not None:
-                # What was not needed is about to go back.
-                spent = (attempt.cost.amount_usd if attempt.cost else None) or _ZERO
-                least += max((attempt.reserved.amount_usd or _ZERO) - spent, _ZERO)
-            exchange.response_headers.append((REMAINING, f"{max(least, _ZERO).normalize():f}"))
-        if spending.plan.soft:
-            over = [each.budget.subject for each in spending.plan.soft if self.watch.used_share(each) >= 1]
-            exchange.response_headers += [(EXCEEDED, "; ".join(over))] if over else []

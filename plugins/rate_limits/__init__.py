@@ -81,16 +81,17 @@ class RateLimits:
     @hookimpl
     def on_response_head(self, exchange: Exchange) -> None:
         """Tell the client of its own limits, in place of the gateway's at the provider."""
-        now = self.services.clock.now()
+        clock = self.services.clock
         if (refused := exchange.state.get(REFUSED)) is not None:
+            now = clock.now()
             allowances = [self.limits.allowance(*each, now) for each in refused]
             told = [Told.of(*each, allowance) for each, allowance in zip(refused, allowances, strict=True)]
-            say(exchange, [(told, self.services.quotas.remaining(allowances))], now)
+            say(exchange, [(told, self.services.quotas.remaining(allowances))], clock)
         elif taken := self.services.quotas.taken(exchange, Counting):
             # The request's own and its latest attempt's, which comes first.
             latest = taken[0][0]
             standings = [(limits.told, left) for attempt, limits, left in taken if attempt is None or attempt is latest]
-            say(exchange, reversed(standings), now)
+            say(exchange, reversed(standings), clock)
 
     # Small print
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple, Self
 
-from llmproxy.api import Allowance, Exchange, Headers
+from llmproxy.api import Allowance, Clock, Exchange, Headers
 from llmproxy_plugins.rate_limits.limits import Rule
 from llmproxy_plugins.rate_limits.windows import Window
 
@@ -21,18 +21,22 @@ _UNITS: Final = {name: unit for unit, names in NAMES.items() for name in names}
 
 
 class Told(NamedTuple):
-    """What clients are told of a limit.
+    """What clients are told of a limit: as far as it is always the same, in the words it is told in.
 
     Attributes:
         unit: In the clients' words, `requests` or `tokens`.
-        most: What the configuration says.
+        most: The field with what the configuration says.
         cap: What may be used in the window.
+        part: What one of it is of the cap.
+        reset: The field with when all of it is there again, which is always the same where the window slides.
         until: When the window that it is now ends; None where it slides.
     """
 
     unit: str
-    most: str
+    most: tuple[str, str]
     cap: Decimal
+    part: Decimal
+    reset: tuple[str, str] | None
     window: Window
     until: datetime | None
 
@@ -40,27 +44,33 @@ class Told(NamedTuple):
     def of(cls, rule: Rule, window: Window, allowance: Allowance) -> Self:
         """A limit in one of its windows."""
         unit = "requests" if rule.unit == "requests" else "tokens"
-        return cls(unit, str(rule.most), Decimal(rule.cap), window, allowance.until)
+        limit_name, _, reset_name = NAMES[unit]
+        reset = None if window.step is None else (reset_name, duration(window.span_seconds))
+        cap = Decimal(rule.cap)
+        return cls(unit, (limit_name, str(rule.most)), cap, 1 / cap, reset, window, allowance.until)
+
+    def reset_at(self, now: datetime) -> tuple[str, str]:
+        """The field with when all of it is there again, where it is not always the same."""
+        return NAMES[self.unit][2], duration(self.window.reset_seconds(now, self.until))
 
 
 # Limits, and what is left of each; None when that is not known.
 Standing = tuple[Sequence[Told], Sequence[Decimal | None]]
 
 
-def say(exchange: Exchange, standings: Iterable[Standing], now: datetime) -> None:
+def say(exchange: Exchange, standings: Iterable[Standing], clock: Clock) -> None:
     """Have the answer's head tell of the tightest limit of each unit, and nothing of the provider's own."""
-    tightest: dict[str, tuple[Told, Decimal]] = {}
+    tightest: dict[str, tuple[Decimal, Decimal, Told]] = {}
     for limits, amounts in standings:
         for told, amount in zip(limits, amounts, strict=True):
             left = told.cap if amount is None else amount
+            share = left * told.part
             known = tightest.get(told.unit)
-            # As fractions, without a division: less of its cap is left.
-            if known is None or left * known[0].cap < known[1] * told.cap:
-                tightest[told.unit] = told, left
-    for unit, (told, left) in tightest.items():
-        reset = duration(told.window.reset_seconds(now, told.until))
-        remaining = str(int(left)) if left > 0 else "0"
-        exchange.response_headers += zip(NAMES[unit], (told.most, remaining, reset), strict=True)
+            if known is None or share < known[0]:
+                tightest[told.unit] = share, left, told
+    for unit, (_, left, told) in tightest.items():
+        remaining = NAMES[unit][1], str(int(left)) if left > 0 else "0"
+        exchange.response_headers += (told.most, remaining, told.reset or told.reset_at(clock.now()))
     if exchange.answer is not None:
         exchange.answer.headers = _without(tightest, exchange.answer.headers)
     for attempt in exchange.attempts:
