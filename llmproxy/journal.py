@@ -1,9 +1,10 @@
 """The local write-ahead record of what was let in, what it held, and how it ended.
 
 What is written survives kill -9 of the worker, for it is in the page cache: with `write_soon`, all that requests have
-noted in one turn of the event loop is written in one go, and before any of it leaves for a provider (see `flush`).
-Power loss takes at most what was written since the last `sync`. What is not yet in Postgres is kept in memory up to the
-size of one segment; what ends beyond that is read back from the files, so an outage of any length costs disk alone.
+noted in one turn of the event loop is written in one go, and before any of it leaves for a provider, or is answered
+without one (see `flush`). Power loss takes at most what was written since the last `sync`. What is not yet in Postgres
+is kept in memory up to the size of one segment; what ends beyond that is read back from the files, so an outage of any
+length costs disk alone.
 """
 
 from __future__ import annotations

@@ -123,6 +123,9 @@ class Pipeline:
         try:
             exchange.answer = await self._answer(exchange)
             await assemble()
+            if not any(attempt.is_sent for attempt in exchange.attempts):
+                # What is sent to a provider is written before; so is what is answered without one.
+                self._journal.flush()
             await self._deliver(exchange, client, bodies)
             exchange.outcome = Outcome.SUCCEEDED
         except asyncio.CancelledError:
@@ -133,6 +136,7 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - whatever went wrong, the client is told and the row is written
             known = error if isinstance(error, LLMProxyError) else self._internal(exchange, error)
             self._ended_by(exchange, known)
+            self._journal.recover()
             self._tell_head(exchange)
             await self._refuse(exchange, client, known)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import ClassVar
 
 import pytest
 
@@ -75,6 +76,30 @@ class Spoiler(Plugin):
         """A decision that is none."""
         if "spoil" in str(exchange.request.document):
             exchange.decisions.append(None)  # type: ignore[arg-type]
+
+
+class Door(Plugin):
+    """Answers or refuses without a provider, and looks up what the journal has of it before the client is told."""
+
+    name = "door"
+    services: ClassVar[Services]
+    written: ClassVar[list[bool]]
+
+    def __init__(self, config: Section, services: Services) -> None:
+        Door.services, Door.written = services, []
+
+    @hookimpl
+    def pre_request(self, exchange: Exchange) -> Answer:
+        """Something known by heart."""
+        if "no" in str(exchange.request.document):
+            raise RateLimited("Not now.")
+        return Answer(body=b'{"choices": []}')
+
+    @hookimpl
+    def on_response_head(self, exchange: Exchange) -> None:
+        """Right before the first byte."""
+        journals = self.services.state_directory.rglob("journal/*.log")
+        self.written.append(any(exchange.id.encode() in journal.read_bytes() for journal in journals))
 
 
 class Listener:
@@ -153,6 +178,14 @@ async def test_an_answer_in_a_providers_place_names_no_provider(proxy: StartProx
         response = await client.chat("hello")
     assert (response.status, response.headers["x-llmproxy-attempts"]) == (200, "1")
     assert "x-llmproxy-provider" not in response.headers
+
+
+@pytest.mark.parametrize(("prompt", "status"), [("yes", 200), ("no", 429)])
+async def test_nobody_is_answered_of_whom_nothing_is_written(proxy: StartProxy, prompt: str, status: int) -> None:
+    """Were the worker killed right after the answer, the request would still have its row."""
+    async with proxy(Door) as client:
+        assert (await client.chat(prompt)).status == status
+    assert Door.written == [True]
 
 
 async def test_who_hangs_up_after_the_last_byte_has_had_its_answer(proxy: StartProxy) -> None:
