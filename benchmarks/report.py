@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from benchmarks.starts import STREAMS, Start
 from benchmarks.subjects import Sample
 
 DIRECT, RELAY, GATEWAY = "no proxy", "bare relay", "llmproxy"
+# From so many on, the few that something disturbed would be all that a range tells of.
+_MANY_ROUNDS: Final = 20
 _NOTHING: Final = "-"
 
 # A subject's samples, one a round.
 Samples = Mapping[str, Sequence[Sample]]
 Measure = Callable[[Sample], float]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,13 @@ def worst_stretch(sample: Sample) -> float:
     return (max(sample.seen.stretches) - 1) * 100
 
 
-def ratio(own: Sequence[Sample], base: Sequence[Sample], measure: Measure) -> str:
-    """How many times another's it is, taken round by round: the median, and the range."""
+def ratio(own: Sequence[S], base: Sequence[S], measure: Callable[[S], float]) -> str:
+    """How many times another's it is, taken round by round: the median, and the range; of many, their middle half's."""
     ratios = [measure(one) / measure(other) for one, other in zip(own, base, strict=True)]
-    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    low, high = min(ratios), max(ratios)
+    if len(ratios) >= _MANY_ROUNDS:
+        low, _, high = quantiles(ratios)
+    return f"{median(ratios):.2f} ({low:.2f} to {high:.2f})"
 
 
 def table(samples: Samples, columns: Sequence[Column]) -> str:
