@@ -10,6 +10,7 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import cache
 from typing import Final
 
 import uvloop
@@ -19,7 +20,7 @@ from benchmarks.nginx import MISSING, PROGRAM, nginx
 from benchmarks.processes import running
 from benchmarks.quotas import budgets, gateway, limits
 from benchmarks.report import RELAY, database_microseconds, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.rounds import Beside, Scale, over_starts, prepare, table
 from benchmarks.subjects import Subject
 from llmproxy.plugins import installed
 
@@ -48,12 +49,14 @@ _COLUMNS: Final = (
     Beside("p99 ms", wait(99), decimals=2),
 )
 
-FULL: Final = Scale(rounds=7, seconds=2)
-QUICK: Final = Scale(rounds=3, seconds=1.5)
+_STARTS: Final = 5
+# Many short rounds after each start: what else the machine does comes and goes within seconds.
+FULL: Final = Scale(rounds=6, seconds=0.7)
+QUICK: Final = Scale(rounds=2, seconds=0.5)
 
 
 def main() -> None:
-    """Measure, and print as the figures come."""
+    """Measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.everything", description="Measure plugins together.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--alone", action="store_true", help="each installed plugin alone as well")
@@ -63,19 +66,18 @@ def main() -> None:
 
 async def _measure(scale: Scale, *, alone: bool) -> None:
     numbers = itertools.count(1)
-    async with proxies(numbers, alone=alone) as subjects:
-        for clients in (64, 8, 1):
-            load = WholeAnswers(clients, scale.seconds)
-            samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
-            title = f"Whole answers, {clients} client{'s' * (clients > 1)}"
-            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
+    loads = {
+        f"Whole answers, {clients} client{'s' * (clients > 1)}": WholeAnswers(clients, scale.seconds)
+        for clients in (64, 8, 1)
+    }
+    samples = await over_starts(lambda: proxies(numbers, alone=alone), _STARTS, loads, scale.rounds, numbers)
+    for title in loads:
+        print(f"### {title}\n\n{table(samples[title], _COLUMNS)}\n")
 
 
 @asynccontextmanager
 async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterator[Sequence[Subject]]:
     """Plain proxies and gateways, each on its core and warm; says so when there is no nginx."""
-    if PROGRAM is None:
-        print(f"{MISSING}\n", flush=True)
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
         subjects = [*_plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
@@ -85,11 +87,18 @@ async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterat
 
 def _plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
     """nginx where there is one, and the bare relay."""
-    if PROGRAM is not None:
+    if _is_nginx_there():
         process, port = stack.enter_context(nginx(upstream_port))
         yield Subject(NGINX, port, process)
     process, port = stack.enter_context(running("benchmarks.relay", f"http://127.0.0.1:{upstream_port}"))
     yield Subject(RELAY, port, process)
+
+
+@cache
+def _is_nginx_there() -> bool:
+    if PROGRAM is None:
+        print(f"{MISSING}\n", flush=True)
+    return PROGRAM is not None
 
 
 def gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -17,8 +17,8 @@ from benchmarks.gateway import installation
 from benchmarks.load import Load, Streams, WholeAnswers
 from benchmarks.processes import running
 from benchmarks.report import database_microseconds, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, prepare, rounds, table
-from benchmarks.subjects import Sample, Subject
+from benchmarks.rounds import Beside, Scale, over_starts, prepare, table
+from benchmarks.subjects import Subject
 
 OFF: Final = "both off"
 _SCOPES: Final = ("workspace", "key", "model", "[workspace, feature]")
@@ -32,9 +32,8 @@ _COLUMNS: Final = (
     Beside("p50 ms", wait(50), decimals=2),
     Beside("p99 ms", wait(99), decimals=2),
 )
-# How quick a gateway is differs from start to start, by as much as is to be told.
 _STARTS: Final = 5
-# Many short rounds with each: what else the machine does comes and goes within seconds.
+# Many short rounds after each start: what else the machine does comes and goes within seconds.
 FULL: Final = Scale(rounds=12, seconds=0.5)
 QUICK: Final = Scale(rounds=4, seconds=0.5)
 
@@ -48,28 +47,29 @@ def main() -> None:
 
 async def _measure(scale: Scale) -> None:
     numbers = itertools.count(1)
-    plugins = {
-        OFF: _NO_PLUGINS,
-        "budgets on four scopes": f"plugins:\n{budgets()}",
-        "budgets and limits on four scopes": f"plugins:\n{budgets()}{limits()}",
-    }
     loads: Mapping[str, Load] = {
         "Whole answers, 64 clients": WholeAnswers(64, scale.seconds),
         "Whole answers, 1 client": WholeAnswers(1, scale.seconds),
         "32 streams of 200 events": Streams(32, 200),
     }
-    samples: dict[str, dict[str, list[Sample]]] = {title: {name: [] for name in plugins} for title in loads}
-    with running("benchmarks.upstream") as (_, upstream_port):
-        for _ in range(_STARTS):
-            with ExitStack() as stack:
-                subjects = [stack.enter_context(gateway(name, upstream_port, plugins[name])) for name in plugins]
-                await prepare(subjects, numbers)
-                for title, load in loads.items():
-                    found = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
-                    for name in plugins:
-                        samples[title][name] += found[name]
-    for title, of_load in samples.items():
-        print(f"### {title}\n\n{table(of_load, _COLUMNS)}\n", flush=True)
+    samples = await over_starts(lambda: _gateways(numbers), _STARTS, loads, scale.rounds, numbers)
+    for title in loads:
+        print(f"### {title}\n\n{table(samples[title], _COLUMNS)}\n")
+
+
+@asynccontextmanager
+async def _gateways(numbers: Iterator[int]) -> AsyncIterator[Sequence[Subject]]:
+    """One without plugins, one with budgets, and one with limits beside them."""
+    plugins = {
+        OFF: _NO_PLUGINS,
+        "budgets on four scopes": f"plugins:\n{budgets()}",
+        "budgets and limits on four scopes": f"plugins:\n{budgets()}{limits()}",
+    }
+    with ExitStack() as stack:
+        _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
+        subjects = [stack.enter_context(gateway(name, upstream_port, plugins[name])) for name in plugins]
+        await prepare(subjects, numbers)
+        yield subjects
 
 
 def budgets() -> str:

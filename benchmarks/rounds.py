@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from statistics import median
 
@@ -47,6 +48,29 @@ async def rounds(loads: Mapping[Subject, Load], count: int, numbers: Iterator[in
     samples: dict[str, list[Sample]] = {subject.name: [] for subject in loads}
     for _, (subject, load) in itertools.product(range(count), loads.items()):
         samples[subject.name].append(await sample(subject, load, numbers))
+    return samples
+
+
+async def over_starts(
+    start: Callable[[], AbstractAsyncContextManager[Sequence[Subject]]],
+    starts: int,
+    loads: Mapping[str, Load],
+    count: int,
+    numbers: Iterator[int],
+) -> Mapping[str, Samples]:
+    """The samples of so many rounds under each load, with subjects that are started anew a few times.
+
+    How quick a gateway is differs from start to start, by as much as is to be told of it.
+
+    Args:
+        start: Starts the subjects, each on its core and warm.
+    """
+    samples: dict[str, dict[str, list[Sample]]] = {title: {} for title in loads}
+    for _ in range(starts):
+        async with start() as subjects:
+            for title, load in loads.items():
+                for name, found in (await rounds(dict.fromkeys(subjects, load), count, numbers)).items():
+                    samples[title].setdefault(name, []).extend(found)
     return samples
 
 
