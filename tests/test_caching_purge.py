@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from llmproxy.api import LLMProxyError, StorageError
+from llmproxy.api import Database, LLMProxyError, Row, StorageError
 from llmproxy.migrate import Component, core_component
 from llmproxy.services import SystemClock
 from llmproxy.testing import ProxyClient, ProxyResponse, StartProxy, make_services, reply, wait_until
@@ -100,6 +103,47 @@ async def test_a_purge_empties_redis(proxy: StartProxy) -> None:
             assert (await reader.read()).startswith(b":2\r\n")
             writer.close()
             assert await fill(client) == ["hit", "hit", "miss", "miss"]
+
+
+class LateWord:
+    """A database whose notifications are heard only while something is read from it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._words: list[Callable[[], None]] = []
+        self.transaction = database.transaction
+
+    def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> Callable[[], None]:
+        return self._database.listen(channel, lambda word: self._words.append(partial(on_notify, word)), on_gap)
+
+    async def fetch(self, query: str) -> Sequence[Row]:
+        while self._words:
+            self._words.pop(0)()
+        return await self._database.fetch(query)
+
+
+async def test_what_is_kept_after_a_purge_outlives_the_word_of_it(llmproxy_server_url: str) -> None:
+    """The worker that purged hears of it like the others, maybe when it has kept the first answer since."""
+    databases = TestDatabases(llmproxy_server_url, [core_component(), Component(Caching.name, Caching.migrations)])
+    postgres = make_postgres(await databases.create())
+    await postgres.open()
+    services = make_services(clock=SystemClock(), database=postgres)
+    store = MemoryStore(LRUCache(10_000, services.clock.monotonic))
+    late = cast("Database", LateWord(postgres))
+    purging = Generations(late, store, services.clock, services.tasks, services.log)
+    kept: list[str] = []
+    try:
+        await purging.startup()
+        for tenant in ("one", "two", "three"):
+            await purging.purge(Scope(tenant=tenant))
+            kept.append(purging.stored_key(Key(tenant, "model", "0" * 64)) or "")
+            await store.put(kept[-1], b"new", 60)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "cache purge"))
+        assert [await store.get(key) for key in kept] == [b"new"] * 3
+    finally:
+        purging.shutdown()
+        await postgres.close()
+        await databases.close()
 
 
 async def test_workers_hear_of_purges_that_others_make(llmproxy_server_url: str) -> None:

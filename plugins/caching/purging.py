@@ -109,17 +109,17 @@ class Generations:
             self._purging.discard(scope.pattern)
 
     def _heard(self, pattern: str) -> None:
-        self._tasks.start("cache purge", self._follow(pattern))
+        # A purge of this worker's own forgets and counts what it drops, and may be over before it is followed here.
+        self._tasks.start("cache purge", self._follow(pattern, is_own=pattern in self._purging))
 
     def _missed(self) -> None:
         self._tasks.start("cache purges", self._load())
 
-    async def _follow(self, pattern: str) -> None:
+    async def _follow(self, pattern: str, *, is_own: bool) -> None:
         before = self._current
         await self._load()
-        # What this worker knew of already may have been followed by answers of the new generation. A purge of its own
-        # counts what it drops.
-        if self._current != before and not self._store.is_shared and pattern not in self._purging:
+        # What this worker knew of already may have been followed by answers of the new generation.
+        if self._current != before and not self._store.is_shared and not is_own:
             await self._store.forget(pattern)
 
     async def _load(self) -> None:
