@@ -119,14 +119,19 @@ def _spread(serving: Gateway) -> None:
 
 async def _take(subject: Subject, load: WholeAnswers, numbers: Iterator[int]) -> Taken:
     since, workers = datetime.now(UTC), _gateway(subject).workers
-    before, all_before = [cpu_seconds(worker) for worker in workers], cpu_seconds(psutil.Process())
+    before, all_before = [cpu_seconds(worker) for worker in workers], _all_seconds(subject)
     async with asyncio.TaskGroup() as both:
         loaded = both.create_task(load.run(subject.port, numbers))
         counted = both.create_task(_clients(subject, after_seconds=load.seconds / 2))
     seen = loaded.result()
     await subject.settle(seen.requests, since)
     used = [cpu_seconds(worker) - spent for worker, spent in zip(workers, before, strict=True)]
-    return Taken(seen, used, counted.result(), cpu_seconds(psutil.Process()) - all_before)
+    return Taken(seen, used, counted.result(), _all_seconds(subject) - all_before)
+
+
+def _all_seconds(subject: Subject) -> float:
+    # The database has left the family of what started it.
+    return cpu_seconds(psutil.Process()) + cpu_seconds(subject.database)
 
 
 async def _clients(subject: Subject, *, after_seconds: float) -> Sequence[int]:

@@ -123,6 +123,21 @@ async def test_a_name_is_resolved_anew_when_nobody_is_there(transport: HTTP1Tran
         assert await ask(transport, "http://provider.test/") == b"hi"
 
 
+async def test_an_outage_does_not_resolve_a_name_for_each_request(transport: HTTP1Transport, names: Names) -> None:
+    """Whoever is not there does not move with each request; after a second it is looked for again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        names.addresses = [listener.getsockname()]
+    started = asyncio.get_running_loop().time()
+    asked = 0
+    while len(names.asked) < 3:
+        asked += 1
+        with pytest.raises(UpstreamUnreachable, match="No connection"):
+            await ask(transport, "http://provider.test/")
+    # At first, then for the first that found nobody, then a second later.
+    assert asked > 3
+    assert asyncio.get_running_loop().time() - started >= 1
+
+
 async def test_connections_are_spread_over_the_addresses(transport: HTTP1Transport, names: Names) -> None:
     """Of several servers behind one name each gets its share."""
     servers = [Server(), Server()]

@@ -16,6 +16,8 @@ from llmproxy.http1.connection import Connection
 from llmproxy.timers import Timers
 
 _NAMES_SECONDS: Final = 60.0
+# Where nobody is there a name is resolved anew, for it may have moved; but not for each request of an outage.
+_DOUBT_SECONDS: Final = 1.0
 # RFC 8305, section 8.
 _NEXT_ADDRESS_SECONDS: Final = 0.25
 
@@ -43,8 +45,8 @@ class Dialer:
             # The operating system has time limits of its own, and they raise the same.
             if limit.expired():
                 raise timers.error() from error
-            # Perhaps it has moved.
-            self._names.pop(origin, None)
+            if (name := self._names.get(origin)) is not None:
+                name.doubt()
             raise _mapped(error) from error
         timers.first_byte()
         return connection
@@ -78,6 +80,13 @@ class _Name:
         self._resolving = asyncio.Lock()
         self._addresses: Sequence[AddrInfoType] = ()
         self._old_at = 0.0
+        self._doubted_at = float("-inf")
+
+    def doubt(self) -> None:
+        """Hear that nobody was there: perhaps it has moved."""
+        now = asyncio.get_running_loop().time()
+        if now - self._doubted_at >= _DOUBT_SECONDS:
+            self._doubted_at = self._old_at = now
 
     async def addresses(self) -> Sequence[AddrInfoType]:
         """Where to connect, beginning with another one each time. Raises socket.gaierror, or UnicodeError."""
