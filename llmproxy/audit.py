@@ -9,6 +9,7 @@ from typing import Final
 
 from llmproxy.batch_writer import BatchWriter
 from llmproxy.config import JournalConfig
+from llmproxy.errors import StorageError
 from llmproxy.exchange import Document
 from llmproxy.journal import Journal, Orphan, Replayed
 from llmproxy.services import Clock, Log, Tasks
@@ -28,7 +29,8 @@ class Recorder:
 
     Args:
         interrupted: Makes the ending of a request of which only the beginning is known.
-        replayed: Is told the name of a journal once everything in it is in Postgres. May raise StorageError.
+        replayed: Is told the name of a journal once everything in it is in Postgres. May raise StorageError, and is
+            told again then.
     """
 
     def __init__(
@@ -98,15 +100,26 @@ class Recorder:
             self._complete_until = started
 
     async def replay(self) -> None:
-        """Record what dead workers left. Raises StorageError."""
+        """Record what dead workers left, as far as the database is there for it. Raises StorageError."""
         while orphan := self._journal.claim():
             try:
                 await self._record(orphan)
-                if self._replayed is not None:
-                    await self._replayed(orphan.owner)
+                if not await self._is_passed_on(orphan.owner):
+                    return
                 orphan.delete()
             finally:
                 orphan.release()
+
+    async def _is_passed_on(self, owner: str) -> bool:
+        if self._replayed is None:
+            return True
+        try:
+            await self._replayed(owner)
+        except StorageError as error:
+            # The journal stays, and with it what is to be passed on; the rows are left as they are the next time.
+            self._log.warning("audit_waits", error=error.message, retry_after_seconds=REPLAY_SECONDS)
+            return False
+        return True
 
     async def _record(self, orphan: Orphan) -> None:
         ended = interrupted = 0

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -167,12 +167,13 @@ def make_recorder(
     clock: AnyClock | None = None,
     log: ListLog | None = None,
     settle: Callable[[Document], Document] = interrupted,
+    replayed: Callable[[str], Awaitable[None]] | None = None,
 ) -> Recorder:
     """A recorder on real parts."""
     clock, log = clock or SystemClock(), log or ListLog()
     writer = make_writer(postgres, directory, clock, log)
     tasks = BackgroundTasks(log)
-    return Recorder(journal, writer, CONFIG, clock=clock, log=log, tasks=tasks, interrupted=settle)
+    return Recorder(journal, writer, CONFIG, clock=clock, log=log, tasks=tasks, interrupted=settle, replayed=replayed)
 
 
 def carry(journal: Journal, *records: Document) -> list[str]:
@@ -324,6 +325,38 @@ async def test_what_dead_workers_left_is_recorded(database: Postgres, tmp_path: 
     assert log.of("journal_replayed") == [{"ended": 1, "interrupted": 1, "damaged_lines": 0}]
     journal.close()
     assert list((tmp_path / "journal").iterdir()) == []
+
+
+async def test_what_follows_the_rows_of_the_dead_waits_out_an_outage(
+    embedded: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    """Postgres may be gone when the rows are there and the leases are to be given back: no fault, only later."""
+    url = embedded.start()
+    await migrate(url, [core_component()])
+    postgres, log, told = make_postgres(url), ListLog(), list[str]()
+    await postgres.open()
+    dead = Journal(tmp_path / "journal", CONFIG)
+    ids = carry(dead, record())
+    dead.close()
+    journal = Journal(tmp_path / "journal", CONFIG)
+
+    async def replayed(owner: str) -> None:
+        told.append(owner)
+        if len(told) == 1:
+            await asyncio.to_thread(embedded.stop)
+        await postgres.execute("SELECT 1")
+
+    recorder = make_recorder(journal, postgres, tmp_path, log=log, replayed=replayed)
+    await recorder.replay()
+    assert [level for level, event, _ in log.entries if event == "audit_waits"] == ["warning"]
+    await asyncio.to_thread(embedded.start)
+    await recorder.replay()
+    assert told == [dead.owner, dead.owner]
+    assert await recorded(postgres) == dict.fromkeys(ids, 1)
+    journal.close()
+    assert list((tmp_path / "journal").iterdir()) == []
+    assert [entry for entry in log.entries if entry[0] == "error"] == []
+    await postgres.close()
 
 
 async def test_a_request_that_cannot_be_settled_is_put_aside(database: Postgres, tmp_path: Path) -> None:

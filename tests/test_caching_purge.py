@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -105,76 +105,111 @@ async def test_a_purge_empties_redis(proxy: StartProxy) -> None:
             assert await fill(client) == ["hit", "hit", "miss", "miss"]
 
 
+@pytest.fixture
+async def databases(llmproxy_server_url: str) -> AsyncIterator[TestDatabases]:
+    """Databases with the plugin's tables."""
+    databases = TestDatabases(llmproxy_server_url, [core_component(), Component(Caching.name, Caching.migrations)])
+    yield databases
+    await databases.close()
+
+
+class Worker:
+    """What one worker keeps, and which purges it knows of."""
+
+    def __init__(self, database: Database) -> None:
+        services = make_services(clock=SystemClock(), database=database)
+        self.store = MemoryStore(LRUCache(10_000, services.clock.monotonic))
+        self.purges = Generations(database, self.store, services.clock, services.tasks, services.log)
+
+    def stored_key(self, tenant: str = "tenant") -> str | None:
+        """Where an answer is stored today."""
+        return self.purges.stored_key(Key(tenant, "model", "0" * 64))
+
+
 class LateWord:
-    """A database whose notifications are heard only while something is read from it."""
+    """A database whose notifications are heard while something is read from it, and only so many as are due."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._words: list[Callable[[], None]] = []
+        self.is_listening = False
+        self.due = 0
         self.transaction = database.transaction
 
     def listen(self, channel: str, on_notify: Callable[[str], None], on_gap: Callable[[], None]) -> Callable[[], None]:
-        return self._database.listen(channel, lambda word: self._words.append(partial(on_notify, word)), on_gap)
+        def listening() -> None:
+            self.is_listening = True
+            on_gap()
+
+        return self._database.listen(channel, lambda word: self._words.append(partial(on_notify, word)), listening)
 
     async def fetch(self, query: str) -> Sequence[Row]:
-        while self._words:
-            self._words.pop(0)()
+        await wait_until(lambda: len(self._words) >= self.due)
+        heard, self._words, self.due = self._words[: self.due], self._words[self.due :], 0
+        for word in heard:
+            word()
         return await self._database.fetch(query)
 
 
-async def test_what_is_kept_after_a_purge_outlives_the_word_of_it(llmproxy_server_url: str) -> None:
-    """The worker that purged hears of it like the others, maybe when it has kept the first answer since."""
-    databases = TestDatabases(llmproxy_server_url, [core_component(), Component(Caching.name, Caching.migrations)])
+async def test_what_is_kept_after_a_purge_outlives_the_word_of_it(databases: TestDatabases) -> None:
+    """A worker may know of a purge, its own or another's, and keep the first answer since, before it hears of it."""
     postgres = make_postgres(await databases.create())
     await postgres.open()
-    services = make_services(clock=SystemClock(), database=postgres)
-    store = MemoryStore(LRUCache(10_000, services.clock.monotonic))
-    late = cast("Database", LateWord(postgres))
-    purging = Generations(late, store, services.clock, services.tasks, services.log)
-    kept: list[str] = []
+    late = LateWord(postgres)
+    worker, other = Worker(cast("Database", late)), Worker(postgres)
+    kept: dict[str, str | None] = {}
+
+    async def purge_and_keep(tenant: str, *, heard: int) -> None:
+        late.due = heard
+        await worker.purges.purge(Scope(tenant=tenant))
+        await keep(tenant)
+
+    async def keep(tenant: str) -> None:
+        kept[tenant] = worker.stored_key(tenant)
+        await worker.store.put(kept[tenant] or "", b"new", 60)
+
     try:
-        await purging.startup()
-        for tenant in ("one", "two", "three"):
-            await purging.purge(Scope(tenant=tenant))
-            kept.append(purging.stored_key(Key(tenant, "model", "0" * 64)) or "")
-            await store.put(kept[-1], b"new", 60)
-        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "cache purge"))
-        assert [await store.get(key) for key in kept] == [b"new"] * 3
+        await worker.purges.startup()
+        await wait_until(lambda: late.is_listening)
+        await purge_and_keep("heard of at once", heard=1)
+        await purge_and_keep("heard of too late", heard=0)
+        await purge_and_keep("in between", heard=2)
+        await other.purges.purge(Scope(tenant="another's"))
+        await purge_and_keep("learns of the other's", heard=0)
+        await keep("another's")
+        await purge_and_keep("hears of the other's", heard=3)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "cache purges"))
+        assert [tenant for tenant, key in kept.items() if await worker.store.get(key or "") != b"new"] == []
     finally:
-        purging.shutdown()
+        worker.purges.shutdown()
         await postgres.close()
-        await databases.close()
 
 
-async def test_workers_hear_of_purges_that_others_make(llmproxy_server_url: str) -> None:
+async def test_workers_hear_of_purges_that_others_make(databases: TestDatabases) -> None:
     """Within a second, and of those before its start at once; without a database, nothing is found at all."""
-    component = Component(Caching.name, Caching.migrations)
-    databases = TestDatabases(llmproxy_server_url, [core_component(), component])
     url = await databases.create()
     postgres = make_postgres(url)
     await postgres.open()
-    services = make_services(clock=SystemClock(), database=postgres)
-    key = Key("tenant", "model", "0" * 64)
-    store = MemoryStore(LRUCache(10_000, services.clock.monotonic))
-    workers = [Generations(postgres, store, services.clock, services.tasks, services.log) for _ in range(3)]
+    workers = [Worker(postgres) for _ in range(3)]
     try:
-        assert workers[0].stored_key(key) is None
-        await workers[0].startup()
-        await workers[1].startup()
-        before = workers[1].stored_key(key)
-        assert before == workers[0].stored_key(key) is not None
-        await workers[0].purge(Scope(model="model"))
-        await wait_until(lambda: workers[1].stored_key(key) != before, 1)
-        await workers[2].startup()
-        assert len({worker.stored_key(key) for worker in workers}) == 1
+        assert workers[0].stored_key() is None
+        await workers[0].purges.startup()
+        await workers[1].purges.startup()
+        before = workers[1].stored_key()
+        assert before == workers[0].stored_key() is not None
+        await workers[1].store.put(before or "", b"old", 60)
+        await workers[0].purges.purge(Scope(model="model"))
+        await wait_until(lambda: workers[1].stored_key() != before, 1)
+        assert await workers[1].store.get(before or "") is None
+        await workers[2].purges.startup()
+        assert len({worker.stored_key() for worker in workers}) == 1
         await databases.drop(url)
         with pytest.raises(StorageError):
-            await workers[1].purge(Scope())
+            await workers[1].purges.purge(Scope())
     finally:
         for worker in workers:
-            worker.shutdown()
+            worker.purges.shutdown()
         await postgres.close()
-        await databases.close()
 
 
 async def test_the_command_line_says_what_was_dropped(proxy: StartProxy) -> None:

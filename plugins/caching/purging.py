@@ -7,7 +7,7 @@ an answer that was on its way during the purge, or on a machine that heard of it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
@@ -27,7 +27,7 @@ _BEGIN: Final = """
 INSERT INTO caching_generations (scope, generation) VALUES ($1, $2)
 ON CONFLICT (scope) DO UPDATE SET generation = excluded.generation, began_at = now()
 """
-_NOTIFY: Final = "SELECT pg_notify('caching_purges', $1)"
+_NOTIFY: Final = "NOTIFY caching_purges"
 _ALL: Final = "SELECT scope, generation FROM caching_generations"
 
 
@@ -63,14 +63,15 @@ class Generations:
         self._clock = clock
         self._tasks = tasks
         self._log = log
-        self._current: dict[str, str] | None = None
+        self._current: dict[str, str] = {}
+        self._is_known = False
         self._loading = asyncio.Lock()
         self._purging: set[str] = set()
         self._stop_listening: Callable[[], None] | None = None
 
     async def startup(self) -> None:
         """Learn of the purges so far, and of those to come."""
-        self._stop_listening = self._database.listen(_CHANNEL, self._heard, self._missed)
+        self._stop_listening = self._database.listen(_CHANNEL, lambda _: self._look(), self._look)
         await self._load()
 
     def shutdown(self) -> None:
@@ -80,7 +81,7 @@ class Generations:
 
     def stored_key(self, key: Key) -> str | None:
         """Where an entry of today's generation is stored; None as long as past purges are not known."""
-        if self._current is None:
+        if not self._is_known:
             return None
         scopes = (
             Scope(),
@@ -97,42 +98,40 @@ class Generations:
 
         Says how many answers were dropped from the store, if that is known.
         """
-        self._purging.add(scope.pattern)
+        self._purging.add(scope.name)
         try:
             async with self._database.transaction() as connection:
                 await connection.execute(_PRUNE)
                 await connection.execute(_BEGIN, scope.name, uuid4().hex)
-                await connection.execute(_NOTIFY, scope.pattern)
+                await connection.execute(_NOTIFY)
             await self._load()
-            return await self._store.forget(scope.pattern)
         finally:
-            self._purging.discard(scope.pattern)
+            self._purging.discard(scope.name)
+        return await self._store.forget(scope.pattern)
 
-    def _heard(self, pattern: str) -> None:
-        # A purge of this worker's own forgets and counts what it drops, and may be over before it is followed here.
-        self._tasks.start("cache purge", self._follow(pattern, is_own=pattern in self._purging))
-
-    def _missed(self) -> None:
+    def _look(self) -> None:
         self._tasks.start("cache purges", self._load())
-
-    async def _follow(self, pattern: str, *, is_own: bool) -> None:
-        before = self._current
-        await self._load()
-        # What this worker knew of already may have been followed by answers of the new generation.
-        if self._current != before and not self._store.is_shared and not is_own:
-            await self._store.forget(pattern)
 
     async def _load(self) -> None:
         # One after the other, so that what was read later is not replaced by what was read before.
         async with self._loading:
             try:
                 rows = await self._database.fetch(_ALL)
-                self._current = {row["scope"]: row["generation"] for row in rows}
             except StorageError as error:
                 # Better no cache than one that serves what was purged.
-                self._current = None
+                self._is_known = False
                 self._log.warning("cache_purges_unknown", error=error.message)
                 self._tasks.start("cache purges", self._load_later())
+                return
+            before, self._current = self._current, {row["scope"]: row["generation"] for row in rows}
+            self._is_known = True
+            await self._forget(name for name in self._current if self._current[name] != before.get(name))
+
+    async def _forget(self, purged: Iterable[str]) -> None:
+        # Whoever purges drops it himself, to count it, and where the store is shared, for everybody.
+        if not self._store.is_shared:
+            for name in set(purged) - self._purging:
+                await self._store.forget(Scope(*name.split(":")).pattern)
 
     async def _load_later(self) -> None:
         await self._clock.sleep(_RETRY_SECONDS)
