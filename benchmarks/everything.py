@@ -10,17 +10,16 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from functools import cache
 from typing import Final
 
 import uvloop
 
 from benchmarks.load import WholeAnswers
-from benchmarks.nginx import MISSING, PROGRAM, nginx
+from benchmarks.nginx import PROGRAM, nginx, say_if_missing
 from benchmarks.processes import running
 from benchmarks.quotas import budgets, gateway, limits
 from benchmarks.report import RELAY, database_microseconds, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, over_starts, prepare, table
+from benchmarks.rounds import Beside, Scale, over_starts, prepare, print_table
 from benchmarks.subjects import Subject
 from llmproxy.plugins import installed
 
@@ -49,7 +48,6 @@ _COLUMNS: Final = (
     Beside("p99 ms", wait(99), decimals=2),
 )
 
-_STARTS: Final = 5
 # Many short rounds after each start: what else the machine does comes and goes within seconds.
 FULL: Final = Scale(rounds=6, seconds=0.7)
 QUICK: Final = Scale(rounds=2, seconds=0.5)
@@ -61,6 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--alone", action="store_true", help="each installed plugin alone as well")
     arguments = parser.parse_args()
+    say_if_missing()
     uvloop.run(_measure(QUICK if arguments.quick else FULL, alone=arguments.alone))
 
 
@@ -70,14 +69,14 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
         f"Whole answers, {clients} client{'s' * (clients > 1)}": WholeAnswers(clients, scale.seconds)
         for clients in (64, 8, 1)
     }
-    samples = await over_starts(lambda: proxies(numbers, alone=alone), _STARTS, loads, scale.rounds, numbers)
+    samples = await over_starts(lambda: proxies(numbers, alone=alone), loads, scale.rounds, numbers)
     for title in loads:
-        print(f"### {title}\n\n{table(samples[title], _COLUMNS)}\n")
+        print_table(title, samples[title], _COLUMNS)
 
 
 @asynccontextmanager
 async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterator[Sequence[Subject]]:
-    """Plain proxies and gateways, each on its core and warm; says so when there is no nginx."""
+    """Plain proxies and gateways, each on its core and warm."""
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
         subjects = [*_plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
@@ -87,18 +86,11 @@ async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterat
 
 def _plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
     """nginx where there is one, and the bare relay."""
-    if _is_nginx_there():
+    if PROGRAM is not None:
         process, port = stack.enter_context(nginx(upstream_port))
         yield Subject(NGINX, port, process)
     process, port = stack.enter_context(running("benchmarks.relay", f"http://127.0.0.1:{upstream_port}"))
     yield Subject(RELAY, port, process)
-
-
-@cache
-def _is_nginx_there() -> bool:
-    if PROGRAM is None:
-        print(f"{MISSING}\n", flush=True)
-    return PROGRAM is not None
 
 
 def gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:

@@ -21,7 +21,7 @@ from benchmarks.load import WholeAnswers
 from benchmarks.processes import pin_apart, running
 from benchmarks.quotas import gateway
 from benchmarks.report import database_microseconds, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, rounds, table
+from benchmarks.rounds import Beside, Scale, print_table, rounds
 from benchmarks.subjects import Subject
 from benchmarks.traffic import Order
 
@@ -88,7 +88,7 @@ async def _measure(scale: Scale) -> None:
             loads = {subject: case.load(clients, scale.seconds) for subject, case in subjects.items()}
             samples = await rounds(loads, scale.rounds, numbers)
             title = f"Whole answers, {clients} client{'s' * (clients > 1)}"
-            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
+            print_table(title, samples, _COLUMNS)
 
 
 def _cases(upstream_port: int, closed_port: int) -> dict[str, Case]:

@@ -20,7 +20,7 @@ from benchmarks.load import Load, Seen, Streams, WholeAnswers
 from benchmarks.processes import running
 from benchmarks.quotas import budgets, gateway, limits
 from benchmarks.report import rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, prepare, rounds, table
+from benchmarks.rounds import Beside, Scale, prepare, print_table, rounds
 
 _OPENING_SECONDS: Final = 1.0
 _COLUMNS: Final = ("answers/s", rate), ("CPU µs", worker_microseconds), ("p50 ms", wait(50)), ("p99 ms", wait(99))
@@ -66,7 +66,7 @@ async def _measure(scale: Scale) -> None:
             columns = [Beside(title, measure, ("each at once",), decimals=2) for title, measure in _COLUMNS]
             for title, load in _loads(scale.seconds).items():
                 samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
-                print(f"### {name}: {title}\n\n{table(samples, columns)}\n", flush=True)
+                print_table(f"{name}: {title}", samples, columns)
 
 
 def _loads(seconds: float) -> Mapping[str, Load]:

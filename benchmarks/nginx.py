@@ -16,7 +16,6 @@ from benchmarks.processes import free_port, stop, wait_for
 
 # Debian keeps it where only administrators look.
 PROGRAM: Final = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-MISSING: Final = "nginx is not there and is left out; `tools/system_parts nginx:nginx-light` installs it on Debian."
 _START_SECONDS: Final = 10
 _CONFIG: Final = """\
 daemon off;
@@ -46,6 +45,12 @@ http {{
     }}
 }}
 """
+
+
+def say_if_missing() -> None:
+    """Tell whoever measures that there is no nginx to measure, and what to do."""
+    if PROGRAM is None:
+        print("nginx is not there and is left out; `tools/system_parts nginx:nginx-light` installs it on Debian.\n")
 
 
 @contextmanager

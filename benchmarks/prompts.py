@@ -15,8 +15,9 @@ import uvloop
 
 from benchmarks.everything import NGINX, OFF, proxies
 from benchmarks.load import WholeAnswers
+from benchmarks.nginx import say_if_missing
 from benchmarks.report import RELAY, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, rounds, table
+from benchmarks.rounds import Beside, Scale, print_table, rounds
 from benchmarks.traffic import Order
 
 SIZES: Final = {"2 kB": 2_000, "100 kB": 100_000, "1 MB": 1_000_000}
@@ -40,6 +41,7 @@ def main() -> None:
     """Measure, and print as the figures come."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prompts", description="Measure long prompts.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    say_if_missing()
     uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
 
 
@@ -50,7 +52,7 @@ async def _measure(scale: Scale) -> None:
             load = WholeAnswers(clients, scale.seconds, partial(Order, messages=conversation(size_bytes)))
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
             title = f"Prompts of {size}, {clients} client{'s' * (clients > 1)}"
-            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
+            print_table(title, samples, _COLUMNS)
 
 
 def conversation(size_bytes: int) -> bytes:

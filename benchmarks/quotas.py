@@ -17,7 +17,7 @@ from benchmarks.gateway import installation
 from benchmarks.load import Load, Streams, WholeAnswers
 from benchmarks.processes import running
 from benchmarks.report import database_microseconds, rate, wait, worker_microseconds
-from benchmarks.rounds import Beside, Scale, over_starts, prepare, table
+from benchmarks.rounds import Beside, Scale, over_starts, prepare, print_table
 from benchmarks.subjects import Subject
 
 OFF: Final = "both off"
@@ -32,7 +32,6 @@ _COLUMNS: Final = (
     Beside("p50 ms", wait(50), decimals=2),
     Beside("p99 ms", wait(99), decimals=2),
 )
-_STARTS: Final = 5
 # Many short rounds after each start: what else the machine does comes and goes within seconds.
 FULL: Final = Scale(rounds=12, seconds=0.5)
 QUICK: Final = Scale(rounds=4, seconds=0.5)
@@ -52,9 +51,9 @@ async def _measure(scale: Scale) -> None:
         "Whole answers, 1 client": WholeAnswers(1, scale.seconds),
         "32 streams of 200 events": Streams(32, 200),
     }
-    samples = await over_starts(lambda: _gateways(numbers), _STARTS, loads, scale.rounds, numbers)
+    samples = await over_starts(lambda: _gateways(numbers), loads, scale.rounds, numbers)
     for title in loads:
-        print(f"### {title}\n\n{table(samples[title], _COLUMNS)}\n")
+        print_table(title, samples[title], _COLUMNS)
 
 
 @asynccontextmanager

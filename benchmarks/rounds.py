@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 from benchmarks.load import Load, WholeAnswers
 from benchmarks.processes import pin_apart
 from benchmarks.report import Measure, Samples, markdown, ratio
 from benchmarks.subjects import Sample, Subject, sample
+
+# How quick a gateway is differs from start to start, by as much as is to be told of it.
+STARTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +57,27 @@ async def rounds(loads: Mapping[Subject, Load], count: int, numbers: Iterator[in
 
 async def over_starts(
     start: Callable[[], AbstractAsyncContextManager[Sequence[Subject]]],
-    starts: int,
     loads: Mapping[str, Load],
     count: int,
     numbers: Iterator[int],
 ) -> Mapping[str, Samples]:
-    """The samples of so many rounds under each load, with subjects that are started anew a few times.
-
-    How quick a gateway is differs from start to start, by as much as is to be told of it.
+    """The samples of so many rounds after each of some starts, under each load.
 
     Args:
         start: Starts the subjects, each on its core and warm.
     """
     samples: dict[str, dict[str, list[Sample]]] = {title: {} for title in loads}
-    for _ in range(starts):
+    for _ in range(STARTS):
         async with start() as subjects:
             for title, load in loads.items():
                 for name, found in (await rounds(dict.fromkeys(subjects, load), count, numbers)).items():
                     samples[title].setdefault(name, []).extend(found)
     return samples
+
+
+def print_table(title: str, samples: Samples, columns: Iterable[Beside]) -> None:
+    """A table with a heading, printed as soon as it is there."""
+    print(f"### {title}\n\n{table(samples, columns)}\n", flush=True)
 
 
 def table(samples: Samples, columns: Iterable[Beside]) -> str:

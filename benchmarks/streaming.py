@@ -14,8 +14,9 @@ import uvloop
 
 from benchmarks.everything import NGINX, OFF, proxies
 from benchmarks.load import Load, Streams
+from benchmarks.nginx import say_if_missing
 from benchmarks.report import RELAY, rate, wait, worker_microseconds, worst_stretch
-from benchmarks.rounds import Beside, Scale, rounds, table
+from benchmarks.rounds import Beside, Scale, print_table, rounds
 from llmproxy.seat import allow_open_files
 
 _COLUMNS: Final = (
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     # Each stream takes two files of its worker, and one of each end.
     allow_open_files()
+    say_if_missing()
     uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
 
 
@@ -44,7 +46,7 @@ async def _measure(scale: Scale) -> None:
     async with proxies(numbers) as subjects:
         for title, load in _loads(scale.seconds):
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
-            print(f"### {title}\n\n{table(samples, _COLUMNS)}\n", flush=True)
+            print_table(title, samples, _COLUMNS)
 
 
 def _loads(seconds: float) -> Iterator[tuple[str, Load]]:
