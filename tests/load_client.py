@@ -72,7 +72,8 @@ class Load:
                 return
             head = await connection.read_head()
             seen.status, seen.request_id = head.status, head.fields.get("x-llmproxy-request-id")
-            if case.hang_up is HangUp.EVENT:
+            # A busy machine may take longer than the upstream is given: then there is an error, and no event.
+            if case.hang_up is HangUp.EVENT and head.status == 200:
                 await connection.read_until(b"data: ")
                 return
             seen.body = await connection.read_body()

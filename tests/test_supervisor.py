@@ -343,7 +343,8 @@ def _accepts(serve: Serve) -> bool:
     try:
         with contextlib.closing(serve.connect()) as connection:
             connection.connect()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
+        # Reset is who is still waiting in line when the door is closed.
         return False
     return True
 
