@@ -85,6 +85,7 @@ from llmproxy.exchange import (
     Target,
     Usage,
 )
+from llmproxy.follower import Follower
 from llmproxy.hookspecs import hookimpl
 from llmproxy.providers import Provider, StreamDecoder, Transport
 from llmproxy.regions import lies_within
@@ -145,6 +146,7 @@ __all__ = [
     "Exchange",
     "Exchanges",
     "Failure",
+    "Follower",
     "HTTPClient",
     "Headers",
     "Hedge",

@@ -33,7 +33,7 @@ LAYERS = (
     ),
     (
         *("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),
-        *("scopes", "webhooks"),
+        *("scopes", "webhooks", "follower"),
     ),
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from llmproxy.api import Database, Row
 from llmproxy.migrate import Component, core_component, migrate
 from llmproxy.services import Services, SystemClock
 from llmproxy.testing import (
@@ -131,6 +132,42 @@ async def test_workers_find_each_other(database_url: str) -> None:
     await wait_until(lambda: sorted(parts[number] for number in (0, 1)) == [(2, 0), (2, 1)])
     for member in crowd:
         await member.stop()
+    await database.close()
+
+
+class Slow:
+    """A database that answers nobody who wants one row before it may."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.asked = 0
+        self.may_answer = asyncio.Event()
+        self.execute = database.execute
+        self.fetch = database.fetch
+        self.listen = database.listen
+
+    async def fetch_row(self, query: str, *args: object) -> Row | None:
+        self.asked += 1
+        await self.may_answer.wait()
+        return await self._database.fetch_row(query, *args)
+
+
+async def test_a_worker_that_stops_while_it_looks_is_gone(database_url: str) -> None:
+    """It is not counted in again by what it had begun."""
+    await migrate(database_url, [core_component(), Component("shaping", Shaping.migrations)])
+    database = make_postgres(database_url)
+    await database.open()
+    slow = Slow(database)
+    services = make_services(database=cast("Database", slow), clock=SystemClock())
+    member = Membership(services, lambda workers, rank: None)
+    looking = asyncio.get_running_loop().create_task(member.look())
+    await wait_until(lambda: slow.asked == 1)
+    stopping = asyncio.get_running_loop().create_task(member.stop())
+    await asyncio.wait([stopping], timeout=0.2)
+    slow.may_answer.set()
+    await asyncio.gather(looking, stopping)
+    await member.look()
+    assert await database.fetch("SELECT worker FROM shaping_workers") == []
     await database.close()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,12 +16,12 @@ from llmproxy.api import (
     Answer,
     BadRequest,
     Document,
+    Follower,
     NotFound,
     Router,
     RouteRequest,
     Section,
     Services,
-    StorageError,
 )
 from llmproxy_plugins.budgets.limits import PREFIX, Budget, Limits
 from llmproxy_plugins.budgets.settings import Amount
@@ -62,7 +62,7 @@ class Operators:
     def __init__(self, limits: Limits, services: Services) -> None:
         self._limits = limits
         self._services = services
-        self._stop_listening: Callable[[], None] = lambda: None
+        self._raises = Follower(services, CHANNEL, self._read_raises, failure="budget_raises_not_read")
 
     def register(self, router: Router) -> None:
         """Add the paths."""
@@ -72,13 +72,12 @@ class Operators:
 
     async def startup(self) -> None:
         """Read the raised caps, and again whenever they change."""
-        self._stop_listening = self._services.database.listen(CHANNEL, lambda _: self._read_soon(), self._read_soon)
         # A worker that takes another's place starts without a database, and with the usual caps.
-        await self._try_to_read()
+        await self._raises.start()
 
     def shutdown(self) -> None:
-        """Stop listening for changes."""
-        self._stop_listening()
+        """Read them no more."""
+        self._raises.stop()
 
     async def list_budgets(self, request: RouteRequest) -> Answer:
         """Every budget that was met in its current window."""
@@ -102,7 +101,7 @@ class Operators:
         if wanted.until <= self._services.clock.now():
             raise BadRequest("'until' is over already.", param="until")
         await self._services.database.execute(_RAISE, wanted.allowance, wanted.to, wanted.until, wanted.reason)
-        await self._read()
+        await self._raises.read()
         cap = self._limits.cap(found[1], self._services.clock.now())
         return _json({"allowance": wanted.allowance, "cap": _plain(cap), "until": wanted.until.isoformat()}, 201)
 
@@ -141,16 +140,7 @@ class Operators:
             ],
         }
 
-    def _read_soon(self) -> None:
-        self._services.tasks.start("budget raises", self._try_to_read())
-
-    async def _try_to_read(self) -> None:
-        try:
-            await self._read()
-        except StorageError as error:
-            self._services.log.warning("budget_raises_not_read", error=error.message)
-
-    async def _read(self) -> None:
+    async def _read_raises(self) -> None:
         raised: dict[str, list[tuple[datetime, Decimal]]] = {}
         for row in await self._services.database.fetch(_ACTIVE):
             raised.setdefault(row["allowance"], []).append((row["expires_at"], row["cap"]))

@@ -49,7 +49,7 @@ class Caching:
         self._policy = Policy(config)
         self._store = _store(config, services)
         self._coalescing = Coalescing(self._store, services.exchanges, services.clock, services.tasks)
-        self._generations = Generations(services.database, self._store, services.clock, services.tasks, services.log)
+        self._generations = Generations(services, self._store)
 
     @hookimpl
     async def startup(self) -> None:

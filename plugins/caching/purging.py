@@ -6,8 +6,8 @@ an answer that was on its way during the purge, or on a machine that heard of it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Self
 from uuid import uuid4
@@ -15,12 +15,11 @@ from uuid import uuid4
 import orjson
 from pydantic import Field, ValidationError, model_validator
 
-from llmproxy.api import Answer, BadRequest, Clock, Database, Log, RouteRequest, Section, StorageError, Tasks
+from llmproxy.api import Answer, BadRequest, Follower, Log, RouteRequest, Section, Services, StorageError
 from llmproxy_plugins.caching.keys import Key, tag
 from llmproxy_plugins.caching.stores import Store
 
 _CHANNEL: Final = "caching_purges"
-_RETRY_SECONDS: Final = 2.0
 # No entry lives longer than 30 days, so a generation that began before that has nothing to be told apart from.
 _PRUNE: Final = "DELETE FROM caching_generations WHERE began_at < now() - interval '31 days'"
 _BEGIN: Final = """
@@ -57,27 +56,21 @@ class Generations:
         store: What is dropped from at a purge.
     """
 
-    def __init__(self, database: Database, store: Store, clock: Clock, tasks: Tasks, log: Log) -> None:
-        self._database = database
+    def __init__(self, services: Services, store: Store) -> None:
+        self._database = services.database
         self._store = store
-        self._clock = clock
-        self._tasks = tasks
-        self._log = log
+        self._follower = Follower(services, _CHANNEL, self._read, failure="cache_purges_unknown")
         self._current: dict[str, str] = {}
         self._is_known = False
-        self._loading = asyncio.Lock()
         self._purging: set[str] = set()
-        self._stop_listening: Callable[[], None] | None = None
 
     async def startup(self) -> None:
         """Learn of the purges so far, and of those to come."""
-        self._stop_listening = self._database.listen(_CHANNEL, lambda _: self._look(), self._look)
-        await self._load()
+        await self._follower.start()
 
     def shutdown(self) -> None:
         """Learn of no more."""
-        if self._stop_listening is not None:
-            self._stop_listening()
+        self._follower.stop()
 
     def stored_key(self, key: Key) -> str | None:
         """Where an entry of today's generation is stored; None as long as past purges are not known."""
@@ -104,38 +97,29 @@ class Generations:
                 await connection.execute(_PRUNE)
                 await connection.execute(_BEGIN, scope.name, uuid4().hex)
                 await connection.execute(_NOTIFY)
-            await self._load()
+            # It stands, and as long as it cannot be read nothing is found at all.
+            with suppress(StorageError):
+                await self._follower.read()
         finally:
             self._purging.discard(scope.name)
         return await self._store.forget(scope.pattern)
 
-    def _look(self) -> None:
-        self._tasks.start("cache purges", self._load())
-
-    async def _load(self) -> None:
-        # One after the other, so that what was read later is not replaced by what was read before.
-        async with self._loading:
-            try:
-                rows = await self._database.fetch(_ALL)
-            except StorageError as error:
-                # Better no cache than one that serves what was purged.
-                self._is_known = False
-                self._log.warning("cache_purges_unknown", error=error.message)
-                self._tasks.start("cache purges", self._load_later())
-                return
-            before, self._current = self._current, {row["scope"]: row["generation"] for row in rows}
-            self._is_known = True
-            await self._forget(name for name in self._current if self._current[name] != before.get(name))
+    async def _read(self) -> None:
+        try:
+            rows = await self._database.fetch(_ALL)
+        except StorageError:
+            # Better no cache than one that serves what was purged.
+            self._is_known = False
+            raise
+        before, self._current = self._current, {row["scope"]: row["generation"] for row in rows}
+        self._is_known = True
+        await self._forget(name for name in self._current if self._current[name] != before.get(name))
 
     async def _forget(self, purged: Iterable[str]) -> None:
         # Whoever purges drops it himself, to count it, and where the store is shared, for everybody.
         if not self._store.is_shared:
             for name in set(purged) - self._purging:
                 await self._store.forget(Scope(*name.split(":")).pattern)
-
-    async def _load_later(self) -> None:
-        await self._clock.sleep(_RETRY_SECONDS)
-        await self._load()
 
 
 class PurgeRequest(Section):

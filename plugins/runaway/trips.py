@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llmproxy.api import Services, StorageError
+from llmproxy.api import Follower, Services, StorageError
 
 CHANNEL: Final = "runaway_trips"
 _TRIP: Final = """
@@ -46,16 +46,15 @@ class Trips:
         self._on_reset = on_reset
         self._trips: dict[str, Trip] = {}
         self._unwritten: set[str] = set()
-        self._stop_listening: Callable[[], None] = lambda: None
+        self._follower = Follower(services, CHANNEL, self._read, failure="runaway_trips_not_read")
 
     async def start(self) -> None:
         """Read those there are, and again whenever that changes."""
-        self._stop_listening = self._services.database.listen(CHANNEL, lambda _: self._read_soon(), self._read_soon)
-        await self._try_to_read()
+        await self._follower.start()
 
     def stop(self) -> None:
-        """Do not listen any more."""
-        self._stop_listening()
+        """Read no more."""
+        self._follower.stop()
 
     def active(self, subjects: Sequence[str]) -> Trip | None:
         """The one that holds any of them back; None when nothing does."""
@@ -88,11 +87,11 @@ class Trips:
         was_held = row is not None or subject in self._unwritten
         self._unwritten.discard(subject)
         await self._services.database.execute(_TELL, CHANNEL)
-        await self.read()
+        await self._follower.read()
         return was_held
 
-    async def read(self) -> None:
-        """Take over what all agree on. Raises StorageError."""
+    async def _read(self) -> None:
+        """Take over what all agree on."""
         rows = await self._services.database.fetch(_READ)
         now = self._services.clock.monotonic()
         found = {row["subject"]: Trip(row["subject"], row["reason"], now + row["left_seconds"]) for row in rows}
@@ -109,12 +108,3 @@ class Trips:
         self._unwritten.discard(trip.subject)
         self._on_reset(trip.subject)
         return False
-
-    def _read_soon(self) -> None:
-        self._services.tasks.start("runaway trips", self._try_to_read())
-
-    async def _try_to_read(self) -> None:
-        try:
-            await self.read()
-        except StorageError as error:
-            self._services.log.warning("runaway_trips_not_read", error=error.message)

@@ -38,6 +38,9 @@ class Membership:
         self._on_change = on_change
         self._worker = uuid4().hex
         self._known: tuple[int, int] = (1, 0)
+        self._has_left = False
+        # One after the other, so that what was read before does not replace what was read later.
+        self._looking = asyncio.Lock()
         self._stop_listening: Callable[[], None] = lambda: None
         self._upkeep: asyncio.Task[None] | None = None
 
@@ -52,19 +55,25 @@ class Membership:
         self._stop_listening()
         if self._upkeep is not None:
             self._upkeep.cancel()
+        self._has_left = True
         try:
-            await self._services.database.execute(_LEAVE, self._worker)
-            await self._services.database.execute(_TELL, _CHANNEL)
+            # Who is looking counts oneself in.
+            async with self._looking:
+                await self._services.database.execute(_LEAVE, self._worker)
+                await self._services.database.execute(_TELL, _CHANNEL)
         except StorageError as error:
             self._services.log.warning("shaping_worker_not_signed_off", error=error.message)
 
     async def look(self) -> None:
         """Say that this worker is there, and see who else is. Raises StorageError."""
-        row = await self._services.database.fetch_row(_HERE, self._worker)
-        if row is not None and row["is_new"]:
-            await self._services.database.execute(_CLEAN, _LIFETIME)
-            await self._services.database.execute(_TELL, _CHANNEL)
-        await self._count()
+        async with self._looking:
+            if self._has_left:
+                return
+            row = await self._services.database.fetch_row(_HERE, self._worker)
+            if row is not None and row["is_new"]:
+                await self._services.database.execute(_CLEAN, _LIFETIME)
+                await self._services.database.execute(_TELL, _CHANNEL)
+            await self._count()
 
     async def _count(self) -> None:
         rows = await self._services.database.fetch(_WORKERS, _LIFETIME)

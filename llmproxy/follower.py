@@ -1,0 +1,66 @@
+"""What Postgres holds for all workers, read anew whenever one of them says on a channel that it has changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from llmproxy.errors import StorageError
+from llmproxy.services import Services
+
+RETRY_SECONDS: Final = 2.0
+
+
+class Follower:
+    """Has it read at the start and after each change; what could not be read is read later.
+
+    Args:
+        read: Takes over everything there is. May raise StorageError. Never called again before it returns, so that
+            what was read before does not replace what was read later.
+        failure: The event that is logged when it cannot be read.
+    """
+
+    def __init__(self, services: Services, channel: str, read: Callable[[], Awaitable[None]], *, failure: str) -> None:
+        self._services = services
+        self._channel = channel
+        self._read = read
+        self._failure = failure
+        self._reading = asyncio.Lock()
+        self._is_stale = asyncio.Event()
+        self._stop_listening: Callable[[], None] = lambda: None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Read, and follow what changes. Without a database that begins when there is one."""
+        is_stale = self._is_stale
+        self._stop_listening = self._services.database.listen(self._channel, lambda _: is_stale.set(), is_stale.set)
+        self._following = self._services.tasks.start(f"following {self._channel}", self._follow())
+        with suppress(StorageError):
+            await self.read()
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._stop_listening()
+        if self._following is not None:
+            self._following.cancel()
+
+    async def read(self) -> None:
+        """Read now. Raises StorageError."""
+        async with self._reading:
+            try:
+                await self._read()
+            except StorageError:
+                self._is_stale.set()
+                raise
+
+    async def _follow(self) -> None:
+        while True:
+            await self._is_stale.wait()
+            self._is_stale.clear()
+            try:
+                await self.read()
+            except StorageError as error:
+                self._services.log.warning(self._failure, error=error.message)
+                await self._services.clock.sleep(RETRY_SECONDS)

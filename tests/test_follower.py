@@ -1,0 +1,120 @@
+"""What all workers share is taken over whenever it changes, in the right order, and in spite of a lost database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from llmproxy.api import Database, Follower, StorageError
+from llmproxy.db import Postgres
+from llmproxy.services import SystemClock
+from llmproxy.testing import make_services, wait_until
+from llmproxy.testing.clock import Clock
+from llmproxy.testing.database import make_postgres
+
+CHANNEL = "changes"
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Postgres]:
+    """A database of the test's own."""
+    postgres = make_postgres(database_url)
+    await postgres.open()
+    yield postgres
+    await postgres.close()
+
+
+class Shared:
+    """A number in Postgres, and what one worker knows of it."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.known: list[int] = []
+        self.before_it_is_taken_over: Callable[[], asyncio.Future[None]] | None = None
+
+    async def read(self) -> None:
+        """Take it over."""
+        row = await self.database.fetch_row("SELECT number FROM shared")
+        if self.before_it_is_taken_over is not None:
+            await self.before_it_is_taken_over()
+        self.known.append(row["number"] if row else 0)
+
+    async def change(self, number: int) -> None:
+        """Another worker changes it, and says so."""
+        await self.database.execute("UPDATE shared SET number = $1", number)
+        await self.database.execute(f"NOTIFY {CHANNEL}")
+
+
+@pytest.fixture
+async def shared(database: Postgres) -> Shared:
+    """It is 1."""
+    await database.execute("CREATE TABLE shared AS SELECT 1 AS number")
+    return Shared(database)
+
+
+async def test_what_changes_is_read_until_nobody_wants_it(shared: Shared) -> None:
+    """At the start, and whenever somebody says so; not after the stop."""
+    follower = Follower(
+        make_services(database=shared.database, clock=SystemClock()), CHANNEL, shared.read, failure="not_read"
+    )
+    await follower.start()
+    assert shared.known[0] == 1
+    await shared.change(2)
+    await wait_until(lambda: shared.known[-1] == 2)
+    await shared.change(3)
+    await wait_until(lambda: shared.known[-1] == 3)
+    follower.stop()
+    await shared.change(4)
+    await asyncio.sleep(0.1)
+    assert shared.known[-1] == 3
+
+
+async def test_what_was_read_before_does_not_replace_what_was_read_later(shared: Shared) -> None:
+    """However long it takes to take over what was read."""
+    follower = Follower(
+        make_services(database=shared.database, clock=SystemClock()), CHANNEL, shared.read, failure="not_read"
+    )
+    slow: list[asyncio.Future[None]] = []
+
+    def hold() -> asyncio.Future[None]:
+        slow.append(asyncio.get_running_loop().create_future())
+        if len(slow) > 1:
+            slow[-1].set_result(None)
+        return slow[-1]
+
+    shared.before_it_is_taken_over = hold
+    earlier = asyncio.get_running_loop().create_task(follower.read())
+    await wait_until(lambda: len(slow) == 1)
+    await shared.change(2)
+    later = asyncio.get_running_loop().create_task(follower.read())
+    await asyncio.sleep(0.1)
+    slow[0].set_result(None)
+    await asyncio.gather(earlier, later)
+    assert shared.known == [1, 2]
+
+
+async def test_what_could_not_be_read_is_read_later(shared: Shared) -> None:
+    """Also when nobody says again that it has changed, for the word is spent."""
+    clock, failures = Clock(), 2
+
+    async def read() -> None:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise StorageError("The database cannot be reached; try again.")
+        await shared.read()
+
+    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, read, failure="not_read")
+    await follower.start()
+    assert shared.known == []
+    await wait_until(lambda: failures == 0)
+    await clock.advance(2)
+    await wait_until(lambda: shared.known[-1:] == [1])
+    await shared.database.execute("UPDATE shared SET number = 5")
+    failures = 1
+    with pytest.raises(StorageError):
+        await follower.read()
+    await wait_until(lambda: shared.known[-1] == 5)
+    follower.stop()
