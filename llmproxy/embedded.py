@@ -196,9 +196,9 @@ class EmbeddedPostgres:
 
     def _run(self, command: str, *arguments: str, inherited: Sequence[int] = ()) -> None:
         with tempfile.TemporaryFile() as output:  # a pipe would stay open in the server and never end
-            subprocess.run(
+            program = subprocess.run(
                 [binaries(self._user) / command, *arguments],
-                check=True,
+                check=False,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -209,6 +209,9 @@ class EmbeddedPostgres:
                 group=self._user.pw_gid if self._user else None,
                 extra_groups=() if self._user else None,
             )
+            output.seek(0)
+            program.stderr = output.read()
+            program.check_returncode()
 
 
 def _socket_directory(home: Path) -> Path:
@@ -232,7 +235,13 @@ def _rewording() -> Iterator[None]:
     try:
         yield
     except subprocess.CalledProcessError as error:
-        name = Path(str(error.cmd[0])).name
-        raise StorageError(f"The embedded database's {name} failed (exit status {error.returncode}).") from error
+        failure = f"The embedded database's {Path(str(error.cmd[0])).name} failed (exit status {error.returncode})"
+        raise StorageError(failure, reason=_reason(error.stderr)) from error
     except OSError as error:
         raise StorageError(f"The embedded database cannot be used: {error}.") from error
+
+
+def _reason(output: bytes) -> str:
+    """The line of what a program printed that says why it failed."""
+    lines = output.decode(errors="replace").splitlines() or ["it does not say why"]
+    return next((line for line in lines if "error" in line.lower()), lines[-1]).rstrip(".")

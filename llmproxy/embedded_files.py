@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -10,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -44,12 +46,16 @@ def system_user() -> pwd.struct_passwd | None:
     """Whom the server runs as when we are root, made if need be; None when we are not. Raises OSError."""
     if os.geteuid() != 0:
         return None
-    try:
+    with suppress(KeyError):
         return pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command = ("useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER)
-        subprocess.run(command, check=True, capture_output=True)
-        return pwd.getpwnam(SYSTEM_USER)
+    ROOT_DIRECTORY.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (ROOT_DIRECTORY / "user.lock").open("ab") as lock:
+        # Who adds it while another does may replace it, under another number than the other's data has by then.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if SYSTEM_USER not in [each.pw_name for each in pwd.getpwall()]:
+            command = ("useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER)
+            subprocess.run(command, check=True, capture_output=True)
+    return pwd.getpwnam(SYSTEM_USER)
 
 
 def binaries(user: pwd.struct_passwd | None) -> Path:

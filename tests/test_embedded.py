@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pwd
+import re
 import shutil
 import signal
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -50,6 +54,18 @@ if os.fork() == 0:
     os._exit(0)
 os.wait()
 print(server.stop(), flush=True)
+"""
+
+
+# Says whom the server runs as, made under a name of the test's own once input is closed.
+USER = """
+import sys
+from llmproxy import embedded_files
+embedded_files.SYSTEM_USER = sys.argv[1]
+print("ready", flush=True)
+sys.stdin.read()
+user = embedded_files.system_user()
+print(user and user.pw_uid, flush=True)
 """
 
 
@@ -197,6 +213,38 @@ def test_a_server_that_cannot_start_says_where_to_read_why(embedded: EmbeddedPos
         embedded.start()
     config.write_text(text)
     assert embedded.start()
+
+
+def test_a_program_of_it_that_fails_says_why(state_directory: Path) -> None:
+    """What it printed itself is for the operator."""
+    server = EmbeddedPostgres(state_directory)
+    server.home.mkdir(parents=True)
+    in_the_way = server.home / "data.new"
+    in_the_way.touch()
+    with pytest.raises(StorageError) as failed:
+        server.start()
+    assert re.search(r"initdb failed \(exit status 1\): initdb: error: .*data\.new", failed.value.for_operator)
+    in_the_way.unlink()
+    assert server.start()
+    assert server.stop()
+
+
+def test_processes_that_make_its_user_at_once_share_it() -> None:
+    """Run as root on a machine without that user, all of them have it; others need none."""
+    name = f"llmproxy-{uuid4().hex[:8]}"
+    try:
+        processes = [spawn(USER, name) for _ in range(4)]
+        assert {read_line(process) for process in processes} == {"ready"}
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None
+        made = [process.communicate() for process in processes]
+        expected = pwd.getpwnam(name).pw_uid if os.geteuid() == 0 else None
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run([str(shutil.which("userdel")), name], check=True, capture_output=True)
+    assert [told for told, _ in made] == [f"{expected}\n"] * 4, made
 
 
 @pytest.fixture
