@@ -1,15 +1,14 @@
 """Leases: the slices of allowances that this worker holds, and the one conversation with Postgres that gets them.
 
 One call at a time carries what every request lacks by then, so that a burst costs one round trip. A call whose answer
-was lost is made again under its number, and Postgres carries it out once. What the ledger holds of an allowance that is
-new is counted apart, for that may take long, and nobody else is to wait for it.
+was lost is made again under its number, and Postgres carries it out once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
@@ -18,15 +17,13 @@ from llmproxy.allowances import Allowance
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Document
+from llmproxy.lease import Lease, Together, Want, described
+from llmproxy.openings import Openings
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Database, Log, Tasks
 
 # A request waits for a slice this long; Postgres may be given longer for anything that nobody waits for.
 CALL_SECONDS: Final = 2.0
-# How long a request waits until what the ledger holds of a new allowance is counted.
-OPENED_SECONDS: Final = 2.0
-# What takes too long to count, or cannot be counted, is not tried again before.
-OPENED_AGAIN_SECONDS: Final = 10.0
 # After a call that failed the next one is not tried before.
 AWAY_SECONDS: Final = 0.5
 # How long a refusal is believed: what others have given back by then goes unnoticed for as long.
@@ -38,120 +35,21 @@ IDLE_SECONDS: Final = 10.0
 EXPIRY_SECONDS: Final = 86_400.0
 # Nobody gives back more often than this, so that two workers do not play catch with the last cent.
 RETURN_SECONDS: Final = 0.2
-# Slices grow for a worker that asks more often than this, and shrink for one that asks more seldom than ten times that.
-BUSY_SECONDS: Final = 1.0
-_MOST_EXTRA: Final = 4096
-_LEAST_EXTRA: Final = 16
 _ZERO: Final = Decimal(0)
-
-
-class Lease:
-    """What this worker holds of an allowance.
-
-    Attributes:
-        allowance: As it was last asked for; its cap may change.
-        free: What may be used; nobody else can have it meanwhile.
-        is_capped: Whether there is an end to it; what only counts is never asked for.
-        holds: How many reservations go back into it.
-        is_recorded: Whether what is used of it is settled with the ledger, and so stands in records.
-        settled: What all workers together had settled when Postgres last answered.
-        room: What nobody had settled or held by then; None when that is not known, or there is no end to it.
-        is_opened: Whether it begins with what the ledger has, as far as is known.
-        opening: Done once that is so, or cannot be found out now; None as long as nobody tries.
-        charge: The beginning of a charge to it, as records have it, up to the amount.
-    """
-
-    __slots__ = (
-        *("allowance", "asked_at", "charge", "extra", "free", "holds", "is_capped", "is_opened", "is_recorded"),
-        *("is_waiting_worthwhile", "opened_again_at", "opening", "refused", "refused_until", "returned_at", "room"),
-        *("settled", "used_at"),
-    )
-
-    def __init__(self, allowance: Allowance, holder: str) -> None:
-        self.allowance = allowance
-        self.charge = _charge(holder, [allowance])
-        self.is_capped = allowance.cap is not None
-        self.is_recorded = allowance.share is not None
-        self.free = self.settled = _ZERO
-        self.room: Decimal | None = None
-        self.holds = 0
-        self.used_at = 0.0
-        self.asked_at = self.returned_at = float("-inf")
-        self.extra = _LEAST_EXTRA
-        self.refused: Decimal | None = None
-        self.refused_until = float("-inf")
-        self.is_waiting_worthwhile = self.is_opened = False
-        self.opening: asyncio.Future[bool] | None = None
-        self.opened_again_at = float("-inf")
-
-    def is_refused(self, amount: Decimal, now: float) -> bool:
-        """Whether asking for so much more is known to be in vain."""
-        return self.refused is not None and now < self.refused_until and amount >= self.refused
-
-    def wants_extra(self, now: float) -> int:
-        """How many times what is needed should be taken beside it, going by how often this lease asks."""
-        passed_seconds = now - self.asked_at
-        if passed_seconds < BUSY_SECONDS:
-            self.extra = min(self.extra * 2, _MOST_EXTRA)
-        elif passed_seconds > BUSY_SECONDS * 10:
-            self.extra = max(self.extra // 2, _LEAST_EXTRA)
-        self.asked_at = now
-        return self.extra
-
-
-@dataclass(slots=True)
-class _Want:
-    """What one lease has to do with a call."""
-
-    lease: Lease
-    wanted: Decimal = _ZERO
-    least: Decimal = _ZERO
-    given_back: Decimal = _ZERO
-
-    def add(self, amount: Decimal) -> None:
-        self.wanted += amount
-        self.least = min(self.least, amount) if self.least else amount
 
 
 @dataclass(slots=True)
 class _Round:
     """One call, and those who wait for it."""
 
-    wants: dict[Lease, _Want] = field(default_factory=dict)
+    wants: dict[Lease, Want] = field(default_factory=dict)
     done: asyncio.Event = field(default_factory=asyncio.Event)
     error: StorageError | None = None
     is_heartbeat: bool = False
     is_sent: bool = False
 
-    def want(self, lease: Lease) -> _Want:
-        return self.wants.setdefault(lease, _Want(lease))
-
-
-class Together:
-    """Allowances that are wanted together, again and again, and their leases as they were last looked up.
-
-    Attributes:
-        recorded: Which of them are recorded, if those stand side by side; None if they do not, or there are none.
-        is_recorded: Whether one of them is.
-        all_capped: Whether each of them is.
-        charge: The beginning of one charge to all that are recorded, up to the amount.
-        generation: Of `Leases`, when the leases were looked up.
-    """
-
-    __slots__ = ("all_capped", "allowances", "charge", "generation", "is_recorded", "leases", "recorded")
-
-    def __init__(self, allowances: Sequence[Allowance], holder: str) -> None:
-        self.allowances: Final = tuple(allowances)
-        if len({(each.name, each.bucket) for each in allowances}) < len(allowances):
-            raise ValueError("An allowance can be reserved once at a time.")
-        numbers = [number for number, each in enumerate(allowances) if each.share is not None]
-        self.is_recorded: Final = bool(numbers)
-        is_run = bool(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1
-        self.recorded: Final = slice(numbers[0], numbers[-1] + 1) if is_run else None
-        self.charge: Final = _charge(holder, [allowances[number] for number in numbers])
-        self.leases: tuple[Lease, ...] = ()
-        self.all_capped = True
-        self.generation = -1
+    def want(self, lease: Lease) -> Want:
+        return self.wants.setdefault(lease, Want(lease))
 
 
 class Leases:
@@ -168,9 +66,7 @@ class Leases:
     def __init__(self, database: Database, queries: Mapping[str, str], clock: Clock, log: Log, tasks: Tasks) -> None:
         self._database = database
         self._query = queries["lease_quotas"]
-        self._opening_query = queries["open_allowance"]
-        # One at a time, so that there are connections left for everything else.
-        self._one_is_opened = asyncio.Lock()
+        self._openings = Openings(database, queries["open_allowance"], clock, log, tasks, on_end=self._ask_to_begin)
         self._clock = clock
         self._log = log
         self._tasks = tasks
@@ -183,7 +79,7 @@ class Leases:
         self._calls = 0
         self._begins_anew = self._is_closed = False
         # The last call, as long as no answer to it has come: number, wants, and their JSON.
-        self._unanswered: tuple[int, Sequence[_Want], str] | None = None
+        self._unanswered: tuple[int, Sequence[Want], str] | None = None
         self._away_until = float("-inf")
         self.stale_at = 0.0
         self.generation = 0
@@ -196,6 +92,7 @@ class Leases:
     def close(self) -> None:
         """Ask for nothing any more."""
         self._is_closed = True
+        self._openings.close()
 
     @property
     def has_called(self) -> bool:
@@ -247,8 +144,8 @@ class Leases:
         await waiting.done.wait()
         if waiting.error is not None:
             raise _away() from waiting.error
-        if unopened := [lease for lease, _ in lacks if not lease.is_opened]:
-            await self._wait_until_opened(unopened)
+        if unopened := [lease for lease, _ in lacks if not lease.opening.is_done]:
+            await self._openings.wait(unopened)
 
     def give_back(self, lease: Lease, amount: Decimal) -> None:
         """Let others have so much of what is free."""
@@ -275,7 +172,7 @@ class Leases:
             is_over = expires_at is not None and expires_at <= at
             if lease.free > 0 and (is_over or now - lease.used_at > IDLE_SECONDS):
                 self.give_back(lease, lease.free)
-            if lease.opening is not None:
+            if lease.opening.running is not None:
                 continue
             is_held = lease.holds > 0 and not (is_over and lease.allowance.share is None)
             if not is_held and not lease.free and (is_over or now - lease.used_at > 2 * IDLE_SECONDS):
@@ -301,46 +198,9 @@ class Leases:
 
     def _ask_to_begin(self, lease: Lease) -> None:
         """What only counts asks for nothing, and would never be told to begin with what the ledger has."""
-        if not lease.is_capped and not lease.is_opened:
+        if not lease.is_capped and not lease.opening.is_done:
             self._next.want(lease)
             self._call_soon()
-
-    async def _wait_until_opened(self, leases: Sequence[Lease]) -> None:
-        """Return when they may be asked for again. Raises StorageError when they cannot be opened now."""
-        openings = [lease.opening for lease in leases if lease.opening is not None]
-        if openings:
-            await asyncio.wait(openings, timeout=OPENED_SECONDS)
-        now = self._clock.monotonic()
-        are_waiting = any(lease.opening is None and now < lease.opened_again_at for lease in leases)
-        if are_waiting or not all(opening.done() and opening.result() for opening in openings):
-            raise StorageError(
-                "What the ledger holds of a budget is still being counted, as it is once for each; try again later.",
-                retry_after_seconds=OPENED_SECONDS,
-            )
-
-    def _open_soon(self, lease: Lease) -> None:
-        lease.is_opened, lease.room = False, None
-        if lease.opening is None and not self._is_closed and self._clock.monotonic() >= lease.opened_again_at:
-            lease.opening = asyncio.get_running_loop().create_future()
-            self._tasks.start("quota opening", self._open_apart(lease, lease.opening))
-
-    async def _open_apart(self, lease: Lease, opening: asyncio.Future[bool]) -> None:
-        is_opened, began = False, self._clock.monotonic()
-        try:
-            async with self._one_is_opened:
-                began = self._clock.monotonic()
-                described = encode_json(_described(0, _Want(lease), self._clock.monotonic())).decode()
-                await self._database.execute(self._opening_query, described)
-            is_opened = True
-        except StorageError as error:
-            now = self._clock.monotonic()
-            is_lasting = error.error_code == REJECTED or now - began > OPENED_SECONDS
-            lease.opened_again_at = now + (OPENED_AGAIN_SECONDS if is_lasting else AWAY_SECONDS)
-            self._log.warning("quota_not_opened", allowance=lease.allowance.name, error=error.message)
-        finally:
-            lease.opening = None
-            opening.set_result(is_opened)
-        self._ask_to_begin(lease)
 
     def _adapt(self, lease: Lease, allowance: Allowance) -> None:
         """A cap that was lowered leaves nothing free that was taken under the higher one."""
@@ -396,16 +256,16 @@ class Leases:
         call = (
             self._calls + 1,
             wants,
-            encode_json([_described(n, want, now) for n, want in enumerate(wants)]).decode(),
+            encode_json([described(n, want, now) for n, want in enumerate(wants)]).decode(),
         )
         self._unanswered, current.is_sent = call, True
         await self._answered(*call)
 
-    async def _answered(self, number: int, wants: Sequence[_Want], described: str) -> None:
+    async def _answered(self, number: int, wants: Sequence[Want], wanted: str) -> None:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 row = await self._database.fetch_row(
-                    self._query, self._holder, platform.node(), number, self._begins_anew, described
+                    self._query, self._holder, platform.node(), number, self._begins_anew, wanted
                 )
         except TimeoutError as error:
             raise StorageError("The database did not answer in time; try again.") from error
@@ -419,13 +279,13 @@ class Leases:
             self._apply(wants[answer["number"]], answer)
         return None
 
-    def _apply(self, want: _Want, answer: Document) -> None:
+    def _apply(self, want: Want, answer: Document) -> None:
         lease = want.lease
         if not answer.get("is_opened", True):
-            return self._open_soon(lease)
+            return self._openings.begin(lease)
         granted = Decimal(answer["granted"])
         lease.free += granted
-        lease.is_opened = True
+        lease.opening.is_done = True
         lease.settled = Decimal(answer["settled"])
         if (cap := lease.allowance.cap) is not None:
             used = lease.settled + Decimal(answer["leased"]) + granted
@@ -443,37 +303,6 @@ class Leases:
         for lease in self._leases.values():
             lease.free = min(lease.free, _ZERO)
         self._log.warning("quota_leases_lost", holder=self._holder)
-
-
-def remaining(leases: Iterable[Lease | None]) -> Sequence[Decimal | None]:
-    """What this worker could still use of each, as far as it knows; None when it does not know, or has no cap."""
-    return [None if lease is None or lease.room is None else lease.room + lease.free for lease in leases]
-
-
-def _described(number: int, want: _Want, now: float) -> Document:
-    allowance = want.lease.allowance
-    extra = want.least * want.lease.wants_extra(now) if want.wanted else _ZERO
-    return {
-        "number": number,
-        "allowance": allowance.name,
-        "bucket": allowance.bucket.isoformat(),
-        "since": allowance.since.isoformat(),
-        "until": allowance.until.isoformat() if allowance.until else "infinity",
-        "step": None if allowance.step is None else f"{allowance.step.total_seconds():f} seconds",
-        "expires_at": allowance.expires_at.isoformat() if allowance.expires_at else None,
-        "cap": f"{allowance.cap:f}" if allowance.cap is not None else "Infinity",
-        "least": f"{want.least:f}",
-        "wanted": f"{want.wanted:f}",
-        "extra": f"{extra:f}",
-        "given_back": f"{want.given_back:f}",
-        "share": allowance.share,
-        "opens": False,
-    }
-
-
-def _charge(holder: str, allowances: Sequence[Allowance]) -> str:
-    charged = [{"allowance": each.name, "bucket": each.bucket.isoformat()} for each in allowances]
-    return encode_json({"holder": holder, "of": charged})[:-1].decode() + ',"amount":"'
 
 
 def _away() -> StorageError:

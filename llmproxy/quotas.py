@@ -21,7 +21,8 @@ from llmproxy.claims import Claim
 from llmproxy.errors import StorageError
 from llmproxy.exchange import Attempt, Document, Exchange, StateKey
 from llmproxy.journal import Journal
-from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Lease, Leases, Together, remaining
+from llmproxy.lease import Lease, Together, remaining
+from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Leases
 from llmproxy.reservations import Reservation, backing
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks

@@ -8,7 +8,7 @@ from typing import Final
 
 from orjson import Fragment
 
-from llmproxy.leases import Lease, Together
+from llmproxy.lease import Lease, Together
 
 _ZERO: Final = Decimal(0)
 

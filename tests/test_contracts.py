@@ -38,7 +38,7 @@ LAYERS = (
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (
         *("db", "migrate", "queries", "embedded", "embedded_files", "partitions", "journal", "segments"),
-        *("records", "batch_writer", "audit", "leases", "reservations", "quotas"),
+        *("records", "batch_writer", "audit", "lease", "leases", "openings", "reservations", "quotas"),
         *("timers", "http1", "upstream", "remote_images", "stream", "providers.*"),
         *("audit_chain", "audit_log", "audit_check", "audit_contents", "audit_notary", "audit_reader", "audit_verify"),
         *("audit_export", "chain_writer", "body_cipher", "body_retention"),

@@ -13,7 +13,7 @@ import pytest
 from llmproxy.allowances import Allowance
 from llmproxy.db import Postgres
 from llmproxy.errors import StorageError
-from llmproxy.leases import OPENED_AGAIN_SECONDS
+from llmproxy.openings import OPENED_AGAIN_SECONDS
 from llmproxy.testing import wait_until
 from tests.quota_workers import DAY, QUERIES, SHARE, MakeWorker, Worker, allowance, settled
 
