@@ -29,8 +29,8 @@ from benchmarks.report import Measure, database_microseconds, markdown, rate, wo
 from benchmarks.subjects import Sample, Subject, sample
 from llmproxy.db import Postgres
 from llmproxy.embedded import EmbeddedPostgres
-from llmproxy.exchange import Document
 from llmproxy.migrate import core_component, migrate
+from llmproxy.request import Document
 from llmproxy.testing.database import make_postgres
 from tests.audit_rows import make_chain, make_chained_writer, verified
 from tests.test_audit import record

@@ -18,8 +18,8 @@ from time import perf_counter
 from typing import Final
 
 from llmproxy.embedded import EmbeddedPostgres
-from llmproxy.exchange import Document
 from llmproxy.migrate import core_component
+from llmproxy.request import Document
 from llmproxy.testing import (
     FaultProxy,
     ProxyClient,

@@ -18,9 +18,10 @@ from multidict import CIMultiDict
 
 from benchmarks.report import markdown
 from benchmarks.scale import Scale, Work, known_probes, microseconds
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider
 from llmproxy.providers.builtin import every_kind
+from llmproxy.request import Operation, Request
 from llmproxy.sse import SSEDecoder, event_data
 from llmproxy.testing import Reply
 from llmproxy.testing.http1 import Fields

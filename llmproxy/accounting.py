@@ -11,23 +11,15 @@ from llmproxy import estimate
 from llmproxy.allowances import WorstCase
 from llmproxy.ceilings import input_ceiling_tokens, output_ceiling_tokens, search_ceiling
 from llmproxy.errors import UpstreamRefused, UpstreamSuperseded, UpstreamTimeout
-from llmproxy.exchange import (
-    Attempt,
-    Cost,
-    Document,
-    Exchange,
-    Operation,
-    Request,
-    StreamProgress,
-    Target,
-    Usage,
-)
+from llmproxy.exchange import Attempt, Exchange, StreamProgress, Target
 from llmproxy.offers import Offers
 from llmproxy.prices import Prices, is_empty
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Endpoints
+from llmproxy.request import Document, Operation, Request
 from llmproxy.service_tiers import USUAL_TIERS, possible_tiers, service_tier
 from llmproxy.services import Clock
+from llmproxy.usage import Cost, Usage
 
 _CHARGED_OTHERWISE: Final = frozenset({"tools", "web_search_options", "service_tier", "speed"})
 

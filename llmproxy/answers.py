@@ -12,8 +12,8 @@ from llmproxy.dialects.chat_collect import ChunkCollector
 from llmproxy.dialects.legacy_functions import function_call_events, uses_functions, with_function_calls
 from llmproxy.dialects.upstream_events import decode_object
 from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import Document, Request
 from llmproxy.providers import Provider, StreamDecoder
+from llmproxy.request import Document, Request
 from llmproxy.services import UpstreamResponse
 
 MAX_ANSWER_BYTES: Final = 67_108_864

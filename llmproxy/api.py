@@ -67,28 +67,23 @@ from llmproxy.exchange import (
     Attempt,
     Attribution,
     Chunk,
-    Cost,
     Decision,
-    Document,
     Exchange,
-    Headers,
     Hedge,
-    Operation,
     Outcome,
     Principal,
-    Request,
     Resume,
     Retry,
     State,
     StateKey,
     StreamProgress,
     Target,
-    Usage,
 )
 from llmproxy.follower import Follower
 from llmproxy.hookspecs import hookimpl
 from llmproxy.providers import Provider, StreamDecoder, Transport
 from llmproxy.regions import lies_within
+from llmproxy.request import Document, Headers, Operation, Request
 from llmproxy.scopes import CallerKey, Scope, ScopedSection, ScopeName, Scopes, spoken_subject
 from llmproxy.services import (
     Clock,
@@ -114,6 +109,7 @@ from llmproxy.services import (
 )
 from llmproxy.splice import has_repeated_members
 from llmproxy.sse import SSEDecoder, encode_event, event_data
+from llmproxy.usage import Cost, Usage
 from llmproxy.webhooks import post_alert
 
 __all__ = [

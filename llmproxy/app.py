@@ -25,7 +25,7 @@ from llmproxy.current_prices import CurrentPrices
 from llmproxy.db import Postgres
 from llmproxy.endpoints import OPERATIONS, HealthEndpoints, ModelEndpoints
 from llmproxy.errors import LLMProxyError, MethodNotAllowed, NotFound, StorageError, Unauthenticated
-from llmproxy.exchange import Answer, Document, Exchange, Operation, Principal
+from llmproxy.exchange import Answer, Exchange, Principal
 from llmproxy.exchanges import OwnExchanges
 from llmproxy.gateway import ConfigSource, Core, Gateway, refuse_fixed, resolve_configuration
 from llmproxy.ids import new_id
@@ -39,6 +39,7 @@ from llmproxy.public_addresses import is_public
 from llmproxy.queries import Queries
 from llmproxy.quotas import Quotas, QuotaSettlement
 from llmproxy.remote_images import RemoteImages
+from llmproxy.request import Document, Operation
 from llmproxy.routes import Route
 from llmproxy.seat import BACKLOG
 from llmproxy.server import ClientConnection, Server

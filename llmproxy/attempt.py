@@ -21,10 +21,11 @@ from llmproxy.dialects.embeddings import merge_embeddings, summed_usage
 from llmproxy.dialects.media import with_images
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import BadRequest, LLMProxyError, UpstreamTimeout, UpstreamUnsupported
-from llmproxy.exchange import Answer, Attempt, Document, Exchange, Headers, Request, StateKey, Target
+from llmproxy.exchange import Answer, Attempt, Exchange, StateKey, Target
 from llmproxy.lockstep import in_step
 from llmproxy.providers import Endpoints, Provider, Transport
 from llmproxy.remote_images import RemoteImages
+from llmproxy.request import Document, Headers, Request
 from llmproxy.services import Clock, UpstreamRequest, UpstreamResponse
 from llmproxy.stream import UpstreamEvents
 from llmproxy.timers import timed_out, within

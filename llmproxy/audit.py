@@ -10,8 +10,8 @@ from typing import Final
 from llmproxy.batch_writer import BatchWriter
 from llmproxy.config import JournalConfig
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
 from llmproxy.journal import Journal, Orphan, Replayed
+from llmproxy.request import Document
 from llmproxy.services import Clock, Log, Tasks
 
 SHIP_SECONDS: Final = 0.05

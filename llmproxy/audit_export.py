@@ -21,7 +21,7 @@ from llmproxy.audit_log import ChainFacts, LogCheck, LogEntry
 from llmproxy.audit_reader import Span
 from llmproxy.audit_verify import AuditReader
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 FORMAT: Final = "llmproxy audit 1"
 _PURPOSE: Final = b"llmproxy export "

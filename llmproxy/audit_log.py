@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 
 from llmproxy.audit_chain import AuditKeys, Form, Problem, genesis
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # The action that vouches for all adjustments that the ledger has of a day.
 ADJUSTED: Final = "ledger_adjusted"

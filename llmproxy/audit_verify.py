@@ -12,7 +12,7 @@ from llmproxy.audit_chain import AuditKeys, Contents, Link, Problem
 from llmproxy.audit_check import ChainCheck
 from llmproxy.audit_log import EMPTY_LOG, ChainFacts, LogCheck, LogEntry, LogHead
 from llmproxy.audit_reader import Span
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # What one wants to know is the first; a list of a million would not be read.
 MAX_PROBLEMS: Final = 100

@@ -21,9 +21,10 @@ import orjson
 from llmproxy.audit_contents import record_batch
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.exchange import USAGE_CLASSES, Document
+from llmproxy.request import Document
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Row
+from llmproxy.usage import USAGE_CLASSES
 
 # The columns that are written, and so the keys of a record's parts. A journal of an older version lacks the newer
 # ones: a column added later must be nullable.

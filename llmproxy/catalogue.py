@@ -11,8 +11,9 @@ from typing import Final
 from llmproxy.attribution import comma_list
 from llmproxy.config import ModelConfig, TargetConfig
 from llmproxy.errors import BadRequest, ModelNotAllowed, ModelNotFound
-from llmproxy.exchange import Principal, Request, Target
+from llmproxy.exchange import Principal, Target
 from llmproxy.providers import Provider
+from llmproxy.request import Request
 
 # ARNs of inference profiles are the longest names in use, at some 150.
 MAX_MODEL_CHARACTERS: Final = 500

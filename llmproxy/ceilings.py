@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from llmproxy.dialects.embedded_media import EmbeddedMedia, embedded_media
 from llmproxy.estimate import max_output_tokens, written_answers
-from llmproxy.exchange import Document, Operation, Request
+from llmproxy.request import Document, Operation, Request
 
 # The dearest image there is: in high detail with GPT-4o mini.
 IMAGE_TOKENS: Final = 50_000

@@ -15,7 +15,7 @@ from llmproxy.audit_notary import Notary
 from llmproxy.config import AuditConfig
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.services import Clock, Connection, Database, Log
 
 END_SECONDS: Final = 2.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llmproxy.accounting import Accounting
-from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.exchange import Target
+from llmproxy.usage import Cost, Usage
 
 
 class CurrentPrices:

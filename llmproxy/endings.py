@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from llmproxy import records
 from llmproxy.errors import LLMProxyError
-from llmproxy.exchange import Document, Exchange, Outcome
+from llmproxy.exchange import Exchange, Outcome
 from llmproxy.holdings import Holdings
 from llmproxy.hookcalls import Finished
 from llmproxy.hooks import Hooks
@@ -16,6 +16,7 @@ from llmproxy.journal import Journal
 from llmproxy.occupancy import Occupancy
 from llmproxy.quotas import Quotas
 from llmproxy.records import Bodies
+from llmproxy.request import Document
 from llmproxy.services import Log, Tasks
 
 

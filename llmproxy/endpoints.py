@@ -10,9 +10,10 @@ import orjson
 
 from llmproxy.catalogue import Catalogue
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Answer, Document, Operation, Principal, Target
+from llmproxy.exchange import Answer, Principal, Target
 from llmproxy.journal import Journal
 from llmproxy.listing import Listing
+from llmproxy.request import Document, Operation
 from llmproxy.services import Database, Router, RouteRequest, Tasks
 
 _DATABASE_SECONDS: Final = 1.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from llmproxy.dialects.embedded_media import EmbeddedMedia, embedded_media
-from llmproxy.exchange import Document, Operation, Request, Usage
+from llmproxy.request import Document, Operation, Request
+from llmproxy.usage import Usage
 
 _BYTES_PER_TOKEN: Final = 4
 # What an interrupted request is assumed to have produced when it set no limit of its own.

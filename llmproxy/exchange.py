@@ -5,32 +5,19 @@ No I/O and no HTTP library here: what these types hold can be made, compared and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 from math import inf
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from llmproxy.allowances import WorstCase
 from llmproxy.errors import LLMProxyError
-from llmproxy.splice import REMOVED, splice
+from llmproxy.request import Document, Headers, Operation, Request
+from llmproxy.usage import Cost, Usage
 
 T = TypeVar("T")
-
-# A decoded JSON object. Its values are whatever the client sent, so `Any` is the truth.
-Document = dict[str, Any]
-Headers = Sequence[tuple[str, str]]
-Provenance = Literal["measured", "estimated", "assumed"]
-
-
-class Operation(StrEnum):
-    """What is asked for, in the words of `gen_ai.operation.name`."""
-
-    CHAT = "chat"
-    TEXT_COMPLETION = "text_completion"
-    EMBEDDINGS = "embeddings"
 
 
 class Outcome(StrEnum):
@@ -95,141 +82,6 @@ class Target:
     def name(self) -> str:
         """The name clients see: `provider/model`."""
         return f"{self.provider}/{self.model}"
-
-
-class Request:
-    """The client's request: its bytes as they came, the decoded document, and the edits made since.
-
-    Read its attributes, and edit with `set` and `remove`, so that every member nobody touched keeps its bytes.
-
-    Attributes:
-        document: The request as JSON, edits included.
-        model: The model name as it stands in the document.
-        is_stream: Whether the client asked for server-sent events.
-    """
-
-    # Attributes rather than properties: they are read a dozen times for each request.
-    __slots__ = ("_body", "_edits", "_encoded", "document", "is_stream", "model", "operation")
-
-    def __init__(self, operation: Operation, body: bytes, document: Document) -> None:
-        self.operation: Final = operation
-        self._body = body
-        self._edits: dict[str, Any] = {}
-        # The body with the edits in it, as long as none is added: it is measured before it is sent.
-        self._encoded: bytes | None = body
-        self._read(document)
-
-    @property
-    def size_bytes(self) -> int:
-        """The size of the body as the client sent it."""
-        return len(self._body)
-
-    @property
-    def is_edited(self) -> bool:
-        """Whether anything differs from what the client sent."""
-        return bool(self._edits)
-
-    def set(self, name: str, value: object) -> None:
-        """Replace or add a top-level member."""
-        self._edit(name, value, {**self.document, name: value})
-
-    def remove(self, name: str) -> None:
-        """Take a top-level member out; absent is fine."""
-        if name in self.document:
-            self._edit(name, REMOVED, {key: value for key, value in self.document.items() if key != name})
-
-    def copy(self) -> Request:
-        """The same request, edits included, to be edited on its own."""
-        twin = Request(self.operation, self._body, self.document)
-        twin._edits = dict(self._edits)
-        twin._encoded = self._encoded
-        return twin
-
-    def encode(self) -> bytes:
-        """The body to send: the client's own bytes with only the edited members replaced."""
-        if self._encoded is None:
-            self._encoded = splice(self._body, self._edits)
-        return self._encoded
-
-    def _edit(self, name: str, value: object, document: Document) -> None:
-        self._edits[name] = value
-        self._encoded = None
-        self._read(document)
-
-    def _read(self, document: Document) -> None:
-        self.document = document
-        self.model = str(document.get("model"))
-        self.is_stream = document.get("stream") is True and self.operation is not Operation.EMBEDDINGS
-
-
-class Usage(NamedTuple):
-    """What an answer took: tokens in disjoint classes that add up, and what else is charged by the piece.
-
-    No token is counted in two fields. The sums carry the `gen_ai.usage` names; the fields under them are what is
-    priced. `service_tier` and `region` are what the provider says of how and where it served, as far as that changes
-    the price: None is the usual way. A tuple because one is made for every answer, which is four times as fast.
-    """
-
-    uncached_input_tokens: int = 0
-    cache_read_input_tokens: int = 0
-    cache_write_5m_input_tokens: int = 0
-    cache_write_1h_input_tokens: int = 0
-    audio_input_tokens: int = 0
-    cache_read_audio_input_tokens: int = 0
-    image_input_tokens: int = 0
-    text_output_tokens: int = 0
-    reasoning_output_tokens: int = 0
-    audio_output_tokens: int = 0
-    image_output_tokens: int = 0
-    web_searches: int = 0
-    images: int = 0
-    audio_seconds: int = 0
-    characters: int = 0
-    provenance: Provenance = "measured"
-    service_tier: str | None = None
-    region: str | None = None
-
-    @property
-    def input_tokens(self) -> int:
-        """All tokens that went in, cached or not."""
-        return (
-            self.uncached_input_tokens
-            + self.cache_read_input_tokens
-            + self.cache_write_5m_input_tokens
-            + self.cache_write_1h_input_tokens
-            + self.audio_input_tokens
-            + self.cache_read_audio_input_tokens
-            + self.image_input_tokens
-        )
-
-    @property
-    def output_tokens(self) -> int:
-        """All tokens that came out, reasoning included."""
-        return (
-            self.text_output_tokens + self.reasoning_output_tokens + self.audio_output_tokens + self.image_output_tokens
-        )
-
-    @property
-    def total_tokens(self) -> int:
-        """Input and output together."""
-        return self.input_tokens + self.output_tokens
-
-
-_COUNTED: Final = tuple(name for name, default in Usage._field_defaults.items() if isinstance(default, int))
-TOKEN_CLASSES: Final = tuple(name for name in _COUNTED if name.endswith("_tokens"))
-# What is charged by the piece, whatever it has to do with tokens.
-UNIT_CLASSES: Final = tuple(name for name in _COUNTED if name not in TOKEN_CLASSES)
-# Everything that is counted, which is what rows hold.
-USAGE_CLASSES: Final = (*TOKEN_CLASSES, *UNIT_CLASSES)
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What something cost. `amount_usd` is None when no price is known, which is not the same as free."""
-
-    amount_usd: Decimal | None
-    provenance: Provenance
-    price_source: str | None = None
 
 
 class StreamProgress(Protocol):

@@ -7,9 +7,10 @@ from typing import Final
 
 from llmproxy.endpoints import PATHS
 from llmproxy.errors import LLMProxyError
-from llmproxy.exchange import Answer, Document, Exchange, Headers, Operation
+from llmproxy.exchange import Answer, Exchange
 from llmproxy.ids import new_id
 from llmproxy.pipeline import Pipeline
+from llmproxy.request import Document, Headers, Operation
 from llmproxy.services import Clock
 
 _INHERITED: Final = ("x-llmproxy-region",)

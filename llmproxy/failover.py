@@ -15,11 +15,12 @@ from typing import Final
 from llmproxy.accounting import Accounting
 from llmproxy.attempt import Attempts
 from llmproxy.errors import LLMProxyError, UpstreamError, UpstreamSuperseded
-from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Request, Target
+from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Target
 from llmproxy.holdings import Holdings
 from llmproxy.hooks import Hooks
 from llmproxy.lockstep import in_step
 from llmproxy.race import Race
+from llmproxy.request import Request
 from llmproxy.services import Clock
 from llmproxy.timers import timed_out, within
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmproxy.dialects.openai_errors import error_headers
 from llmproxy.errors import LLMProxyError, UpstreamTimeout
-from llmproxy.exchange import Attempt, Exchange, Headers
+from llmproxy.exchange import Attempt, Exchange
+from llmproxy.request import Headers
 
 
 def answer_head(exchange: Exchange, now_monotonic: float) -> Headers:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from llmproxy.config import JournalConfig
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.segments import (
     BEGIN,
     END,

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.services import Row
 
 # As many keys stand in one line; fewer changes than this are never worth writing the file anew.

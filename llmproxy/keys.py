@@ -13,10 +13,11 @@ import orjson
 
 from llmproxy.config import WorkspaceConfig
 from llmproxy.errors import Unauthenticated, Unavailable
-from llmproxy.exchange import Document, Principal
+from llmproxy.exchange import Principal
 from llmproxy.key_snapshot import KeySnapshot
 from llmproxy.key_tables import KeyTables
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Clock, Database, Log, Row, Tasks
 
 MIN_KEY_CHARACTERS: Final = 16

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Final
 
 from llmproxy.allowances import Allowance
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.segments import encode_json
 
 # Slices grow for a worker that asks more often than this, and shrink for one that asks more seldom than ten times that.

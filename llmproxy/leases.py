@@ -16,9 +16,9 @@ from typing import Final
 from llmproxy.allowances import Allowance
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
 from llmproxy.lease import Lease, Together, Want, described
 from llmproxy.openings import Openings
+from llmproxy.request import Document
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Database, Log, Tasks
 

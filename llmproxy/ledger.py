@@ -9,8 +9,9 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from llmproxy.exchange import USAGE_CLASSES, Cost, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.services import Connection, Row
+from llmproxy.usage import USAGE_CLASSES, Cost, Usage
 
 PAGE_ROWS: Final = 5_000
 ADJUSTMENT: Final = "adjustment"

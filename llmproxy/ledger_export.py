@@ -16,10 +16,10 @@ import orjson
 
 from llmproxy.batch_writer import COLUMNS
 from llmproxy.errors import ConfigError
-from llmproxy.exchange import USAGE_CLASSES
 from llmproxy.ledger import PAGE_ROWS, day_bounds, pages
 from llmproxy.queries import Queries
 from llmproxy.services import Database, Row
+from llmproxy.usage import USAGE_CLASSES
 
 EXPORTED: Final = COLUMNS["ledger_entries"]
 

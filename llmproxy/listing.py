@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from llmproxy.exchange import Document, Target
+from llmproxy.exchange import Target
 from llmproxy.offers import Offers
 from llmproxy.prices import Prices
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
+from llmproxy.request import Document
 from llmproxy.services import Clock
 
 

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from importlib import resources
 from typing import Any
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from llmproxy.errors import (
     UpstreamUnsupported,
     UpstreamWithheld,
 )
-from llmproxy.exchange import Answer, AnswerStream, Document, Exchange, Outcome, Principal, Request, StateKey
+from llmproxy.exchange import Answer, AnswerStream, Exchange, Outcome, Principal, StateKey
 from llmproxy.failover import Failover
 from llmproxy.heads import answer_head, cost_header, refusal_head
 from llmproxy.holdings import Holdings
@@ -40,6 +40,7 @@ from llmproxy.lockstep import assemble, in_step
 from llmproxy.occupancy import Occupancy
 from llmproxy.quotas import Quotas
 from llmproxy.records import Bodies
+from llmproxy.request import Document, Request
 from llmproxy.services import Clock, Log, Tasks
 from llmproxy.splice import decode_object
 from llmproxy.stream import BodyCapture, Client, relay

@@ -13,7 +13,7 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import Final
 
-from llmproxy.exchange import TOKEN_CLASSES, UNIT_CLASSES, USAGE_CLASSES, Usage
+from llmproxy.usage import TOKEN_CLASSES, UNIT_CLASSES, USAGE_CLASSES, Usage
 
 # US dollars for each class, in the order of `TOKEN_CLASSES` (per token) or `UNIT_CLASSES` (per `UNIT_SIZES`); None
 # where no rate is known.

@@ -12,11 +12,12 @@ from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.model_facts import FactsTable, ModelFacts, load_facts
 from llmproxy.premiums import NONE, load_premiums
 from llmproxy.price_overrides import Override
 from llmproxy.prices import Prices, free_of_charge
+from llmproxy.usage import Cost, Usage
 
 if TYPE_CHECKING:
     from llmproxy.config import PriceConfig

@@ -19,10 +19,11 @@ from llmproxy import records
 from llmproxy.allowances import Allowance, AllowanceExhausted, AllowanceUsage, HeldLease, WorstCase
 from llmproxy.claims import Claim
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Attempt, Document, Exchange, StateKey
+from llmproxy.exchange import Attempt, Exchange, StateKey
 from llmproxy.journal import Journal
 from llmproxy.lease import Lease, Together, remaining
 from llmproxy.leases import EXPIRY_SECONDS, HEARTBEAT_SECONDS, Leases
+from llmproxy.request import Document
 from llmproxy.reservations import Reservation, backing
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Connection, Database, Log, Tasks

@@ -10,9 +10,10 @@ from llmproxy.candidates import candidates
 from llmproxy.config import WorkspaceConfig
 from llmproxy.endpoints import PATHS
 from llmproxy.errors import ModelNotAllowed, Refused
-from llmproxy.exchange import Attribution, Exchange, Operation, Principal, Request, Target
+from llmproxy.exchange import Attribution, Exchange, Principal, Target
 from llmproxy.gateway import Configuration
 from llmproxy.ids import new_id
+from llmproxy.request import Operation, Request
 
 
 @dataclass(frozen=True, slots=True)

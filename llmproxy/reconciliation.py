@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, NamedTuple
 
-from llmproxy.exchange import Document
 from llmproxy.invoices import Charged, Charges, Place, plain_name
 from llmproxy.ledger import difference
+from llmproxy.request import Document
 from llmproxy.services import Row
 
 _ZERO: Final = Decimal(0)

@@ -17,8 +17,10 @@ from orjson import Fragment
 from llmproxy import estimate
 from llmproxy.body_cipher import BodyCipher
 from llmproxy.errors import LLMProxyError, UpstreamError
-from llmproxy.exchange import USAGE_CLASSES, Attempt, Cost, Document, Exchange, Operation, Target, Usage
+from llmproxy.exchange import Attempt, Exchange, Target
+from llmproxy.request import Document, Operation
 from llmproxy.stream import BodyCapture
+from llmproxy.usage import USAGE_CLASSES, Cost, Usage
 
 _MAX_MESSAGE_CHARACTERS: Final = 1000
 # What of an exchange's facts its rows in the ledger have.

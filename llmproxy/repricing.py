@@ -10,10 +10,11 @@ from typing import Final
 
 from llmproxy.audit_log import ADJUSTED
 from llmproxy.audit_notary import ActionLog
-from llmproxy.exchange import USAGE_CLASSES, Document
 from llmproxy.ledger import Adjustment, Pricer, Repriced, day_bounds, difference, exact_sum, pages, reprice, requests
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Connection, Database, Row
+from llmproxy.usage import USAGE_CLASSES
 
 _COLUMNS: Final = (
     *("request_id", "occurred_at", "entry", "kind", "provider_name", "response_model", *USAGE_CLASSES),

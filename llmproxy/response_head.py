@@ -8,7 +8,7 @@ from http import HTTPStatus
 from time import time
 from typing import Final
 
-from llmproxy.exchange import Headers
+from llmproxy.request import Headers
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 # What says where the response ends, and what it would be wrong to have twice: core's alone.

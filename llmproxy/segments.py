@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 BEGIN: Final = b"B"
 HOLD: Final = b"H"

@@ -24,8 +24,8 @@ from llmproxy.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from llmproxy.exchange import Headers
 from llmproxy.lockstep import in_step
+from llmproxy.request import Headers
 from llmproxy.response_head import head_bytes
 from llmproxy.sse import COMMENT
 

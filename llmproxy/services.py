@@ -18,7 +18,9 @@ from typing import Any, Protocol, TypeVar
 from llmproxy.allowances import Allowance, AllowanceUsage
 from llmproxy.claims import Claim
 from llmproxy.errors import UpstreamError
-from llmproxy.exchange import Answer, Attempt, Cost, Document, Exchange, Operation, Target, Usage
+from llmproxy.exchange import Answer, Attempt, Exchange, Target
+from llmproxy.request import Document, Operation
+from llmproxy.usage import Cost, Usage
 
 C = TypeVar("C", bound=Claim)
 

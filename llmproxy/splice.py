@@ -17,7 +17,7 @@ import orjson
 from llmproxy.errors import BadRequest
 
 if TYPE_CHECKING:
-    from llmproxy.exchange import Document
+    from llmproxy.request import Document
 
 
 class _Removed:

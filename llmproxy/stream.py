@@ -16,9 +16,10 @@ import orjson
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.dialects.upstream_events import MAX_EVENT_BYTES, cut_short, is_whole, object_or_none
 from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import AnswerStream, Chunk, Exchange, Headers
+from llmproxy.exchange import AnswerStream, Chunk, Exchange
 from llmproxy.lockstep import note_event
 from llmproxy.providers import StreamDecoder
+from llmproxy.request import Headers
 from llmproxy.services import UpstreamResponse
 from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data, whole_events
 

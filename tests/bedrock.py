@@ -19,9 +19,10 @@ from botocore.validate import ParamValidator
 from multidict import CIMultiDict
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.bedrock import Bedrock
 from llmproxy.providers.bedrock.config import BedrockConfig
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import UpstreamRequest
 from llmproxy.sse import SSEDecoder, event_data
 from llmproxy.testing import Clock

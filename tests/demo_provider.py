@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llmproxy.config import ProviderConfig, Timeouts
-from llmproxy.exchange import Operation, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.demo import Demo
+from llmproxy.request import Operation
 from llmproxy.services import UpstreamResponse
 from tests.providers import request, services
 

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from pydantic import TypeAdapter
 
 from llmproxy.dialects.chat_answer import AnswerIdentity
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider
 from llmproxy.providers.gemini import Gemini, GeminiConfig
 from llmproxy.providers.gemini.content import Issuer
@@ -18,6 +18,7 @@ from llmproxy.providers.gemini.models import load_models
 from llmproxy.providers.gemini.request import generate_body
 from llmproxy.providers.gemini.stream import GeminiStream
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.providers import services
 

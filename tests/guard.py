@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import Reply, ScriptedUpstream, document
 from llmproxy.testing.messages import RecordedRequest, Script
 

@@ -18,7 +18,7 @@ from llmproxy.audit_notary import ActionLog, Notary
 from llmproxy.cli.commands import command_line
 from llmproxy.config import PriceConfig
 from llmproxy.db import Postgres
-from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.ids import new_id
 from llmproxy.ledger import Pricer
 from llmproxy.pricing import PriceBook
@@ -26,6 +26,7 @@ from llmproxy.queries import Queries
 from llmproxy.repricing import Repricing
 from llmproxy.services import Database, SystemClock
 from llmproxy.testing.database import make_postgres
+from llmproxy.usage import Cost, Usage
 from tests.audit_rows import KEYS
 from tests.test_audit import ListLog
 

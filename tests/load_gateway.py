@@ -14,7 +14,7 @@ from typing import Final, Self
 import orjson
 import psutil
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import wait_until
 from tests.processes import ROOT
 

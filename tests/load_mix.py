@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import (
     RecordedRequest,
     Reply,

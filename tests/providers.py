@@ -10,9 +10,10 @@ from typing import Any, cast
 import orjson
 from multidict import CIMultiDict
 
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider
 from llmproxy.providers.compatible import compatible_kinds
+from llmproxy.request import Operation, Request
 from llmproxy.services import (
     Clock,
     Database,

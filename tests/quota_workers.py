@@ -17,12 +17,13 @@ from llmproxy.audit import Recorder
 from llmproxy.batch_writer import BatchWriter
 from llmproxy.config import AuditConfig, DatabaseConfig, JournalConfig
 from llmproxy.db import Postgres
-from llmproxy.exchange import Attempt, Document, Exchange
+from llmproxy.exchange import Attempt, Exchange
 from llmproxy.journal import Journal
 from llmproxy.leases import HEARTBEAT_SECONDS
 from llmproxy.partitions import Partitions
 from llmproxy.queries import Queries
 from llmproxy.quotas import Quotas, QuotaSettlement
+from llmproxy.request import Document
 from llmproxy.services import Database, Reservation
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import make_exchange

@@ -12,9 +12,11 @@ from llmproxy.accounting import Accounting, total
 from llmproxy.config import PriceConfig
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import Failure, LLMProxyError, UpstreamCut, UpstreamRefused, UpstreamTimeout, UpstreamUnreachable
-from llmproxy.exchange import Answer, Attempt, Cost, Exchange, Operation, Request, Target, Usage
+from llmproxy.exchange import Answer, Attempt, Exchange, Target
 from llmproxy.pricing import PriceBook
+from llmproxy.request import Operation, Request
 from llmproxy.services import SystemClock
+from llmproxy.usage import Cost, Usage
 from tests.providers import provider
 
 PRICE = PriceConfig(match="groq/*", input_usd_per_mtok=Decimal(1), output_usd_per_mtok=Decimal(2))

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from llmproxy.admin.documents import moment
 from llmproxy.admin.explain import explanation
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.ids import new_id
 from llmproxy.keys import key_hash, new_key
+from llmproxy.request import Document
 from llmproxy.testing import fail, reply
 from llmproxy.testing.database import make_postgres
 from llmproxy.testing.proxy_client import ProxyClient

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import error_of
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamRefused
-from llmproxy.exchange import Usage
 from llmproxy.providers.anthropic.answer import message_usage
+from llmproxy.usage import Usage
 from tests.anthropic_messages import (
     AS_SCHEMA,
     CREATED,

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from llmproxy.attempt import Attempts
 from llmproxy.config import Timeouts
 from llmproxy.errors import BadRequest, Failure, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Answer, Attempt, Operation, Target
+from llmproxy.exchange import Answer, Attempt, Target
 from llmproxy.providers.anthropic import Anthropic, AnthropicConfig
+from llmproxy.request import Operation
 from llmproxy.services import SystemClock, UpstreamRequest
 from llmproxy.testing import ScriptedUpstream, document, events, make_exchange
 from llmproxy.upstream import HTTPTransport

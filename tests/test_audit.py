@@ -20,11 +20,11 @@ from llmproxy.batch_writer import COLUMNS, BatchWriter
 from llmproxy.config import AuditConfig, JournalConfig
 from llmproxy.db import Postgres
 from llmproxy.embedded import EmbeddedPostgres
-from llmproxy.exchange import Document
 from llmproxy.journal import Journal
 from llmproxy.migrate import core_component, migrate
 from llmproxy.partitions import Partitions
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Clock as AnyClock
 from llmproxy.services import SystemClock
 from llmproxy.tasks import BackgroundTasks

@@ -20,9 +20,9 @@ from llmproxy.chain_writer import ChainWriter
 from llmproxy.config import AuditConfig, JournalConfig
 from llmproxy.db import Postgres
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
 from llmproxy.journal import Journal
 from llmproxy.partitions import Partitions
+from llmproxy.request import Document
 from llmproxy.services import Connection, SystemClock
 from llmproxy.state import StateDirectory
 from llmproxy.testing.clock import Clock

@@ -20,7 +20,7 @@ from llmproxy.cli.audit import command
 from llmproxy.config import AuditConfig
 from llmproxy.db import Postgres
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.services import Row
 from llmproxy.state import StateDirectory
 from llmproxy.testing import reply

@@ -23,14 +23,16 @@ from llmproxy.config import PriceConfig
 from llmproxy.dialects.openai_errors import error_body
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import Failure, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Operation, Request, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.pricing import PriceBook
 from llmproxy.providers.access_token import AccessToken, RenewedToken
 from llmproxy.providers.azure import Azure, AzureConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import Services, SystemClock, UpstreamRequest
 from llmproxy.sse import event_data
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import Clock, ScriptedUpstream, document
+from llmproxy.usage import Usage
 from tests.providers import header, request, services
 
 ENDPOINT = "https://acme.openai.azure.com"

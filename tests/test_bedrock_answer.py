@@ -14,7 +14,9 @@ from multidict import CIMultiDict
 from openai.types import Embedding
 
 from llmproxy.errors import BadRequest, Failure, UpstreamBroken, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Document, Operation, Target, Usage
+from llmproxy.exchange import Target
+from llmproxy.request import Document, Operation
+from llmproxy.usage import Usage
 from tests.bedrock import (
     CLAUDE_4,
     CLAUDE_4_5,

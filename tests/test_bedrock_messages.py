@@ -8,7 +8,7 @@ import json
 import pytest
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from tests.bedrock import (
     CLAUDE_4_5,
     CLAUDE_5_5,

@@ -15,9 +15,10 @@ from openai import AsyncOpenAI
 from pydantic import ValidationError
 
 from llmproxy.errors import BadRequest, Failure, UpstreamError
-from llmproxy.exchange import Operation, Target
+from llmproxy.exchange import Target
 from llmproxy.gateway import default_config
 from llmproxy.providers.bedrock.config import BedrockConfig
+from llmproxy.request import Operation
 from llmproxy.services import UpstreamRequest
 from llmproxy.testing import ProxyClient, Reply, StartProxy, document
 from llmproxy.testing.messages import Ending, Framing, Message

@@ -11,7 +11,8 @@ import pytest
 from multidict import CIMultiDict
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document, Target
+from llmproxy.exchange import Target
+from llmproxy.request import Document
 from tests.bedrock import (
     CLAUDE_3,
     CLAUDE_4,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Usage
 from llmproxy.providers import StreamDecoder
+from llmproxy.usage import Usage
 from tests.bedrock import (
     CLAUDE_4,
     CLAUDE_4_5,

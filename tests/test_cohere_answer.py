@@ -18,8 +18,9 @@ from pydantic import TypeAdapter
 
 from llmproxy.dialects.chat_answer import AnswerIdentity
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Operation, Request, Usage
 from llmproxy.providers.cohere.stream import CohereStream
+from llmproxy.request import Operation, Request
+from llmproxy.usage import Usage
 from tests.providers import request
 from tests.test_cohere_request import MODEL, SHELL, USER, WEATHER, cohere
 from tests.vendor_streams import cut, decoded, heard, mutated, outcome, sse

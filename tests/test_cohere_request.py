@@ -12,8 +12,9 @@ from multidict import CIMultiDict
 from pydantic import TypeAdapter
 
 from llmproxy.errors import BadRequest, UpstreamError
-from llmproxy.exchange import Operation, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.cohere import Cohere, CohereConfig
+from llmproxy.request import Operation
 from llmproxy.services import UpstreamRequest
 from tests.providers import header, request, services
 

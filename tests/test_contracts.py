@@ -26,7 +26,7 @@ Skip = Callable[[ast.AST], bool]
 # of its modules unless they are named themselves: the base of `providers` is where plugins can reach it.
 LAYERS = (
     (
-        *("errors", "ids", "exchange", "splice", "sse", "dialects", "pricing", "price_data"),
+        *("errors", "ids", "exchange", "request", "usage", "splice", "sse", "dialects", "pricing", "price_data"),
         *("prices", "price_overrides", "premiums", "service_tiers", "ceilings", "allowances", "claims"),
         *("attribution", "estimate", "regions", "model_facts", "concurrency", "public_addresses"),
         "lockstep",

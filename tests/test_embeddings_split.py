@@ -16,8 +16,9 @@ from llmproxy.attempt import Attempts
 from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.dialects.embeddings import MAX_INPUTS, merge_embeddings, split_batch, summed_usage
 from llmproxy.errors import BadRequest, UpstreamBroken, UpstreamTimeout
-from llmproxy.exchange import Attempt, Document, Operation, Request, Target
+from llmproxy.exchange import Attempt, Target
 from llmproxy.providers.demo import Demo
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import SystemClock
 from llmproxy.testing import (
     ProxyClient,

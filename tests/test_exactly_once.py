@@ -15,18 +15,19 @@ import pytest
 
 from llmproxy.config import Config, JournalConfig, Section
 from llmproxy.embedded import EmbeddedPostgres
-from llmproxy.exchange import Document, Usage
 from llmproxy.hookspecs import hookimpl
 from llmproxy.ids import new_id
 from llmproxy.journal import Journal
 from llmproxy.providers import Provider
 from llmproxy.providers.openai import OpenAI
 from llmproxy.records import admission, facts_of
+from llmproxy.request import Document
 from llmproxy.segments import owners
 from llmproxy.services import Row, Services
 from llmproxy.testing import RecordedRequest, Reply, ScriptedUpstream, StartProxy, reply, stream, wait_until
 from llmproxy.testing.database import make_postgres
 from llmproxy.testing.exchanges import make_exchange
+from llmproxy.usage import Usage
 from tests.load_client import Load, Seen
 from tests.load_gateway import GatewayProcess
 from tests.load_mix import answer, asking, make_cases, session_of

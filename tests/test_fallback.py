@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 import llmproxy_plugins.fallback
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import (
     ProxyClient,
     ScriptedUpstream,

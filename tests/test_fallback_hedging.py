@@ -5,7 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from llmproxy.exchange import Attempt, Document, Exchange, Hedge, Target
+from llmproxy.exchange import Attempt, Exchange, Hedge, Target
+from llmproxy.request import Document
 from llmproxy.testing import ScriptedUpstream, StartProxy, make_exchange, reply
 from llmproxy.testing.clock import START
 from llmproxy_plugins.fallback import Fallback

@@ -4,8 +4,8 @@ import pytest
 
 from llmproxy.catalogue import Catalogue
 from llmproxy.config import ModelConfig
-from llmproxy.exchange import Document
 from llmproxy.providers.builtin import every_kind
+from llmproxy.request import Document
 from tests.providers import services
 
 KINDS = {kind.kind: kind for kind in every_kind()}

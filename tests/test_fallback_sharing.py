@@ -15,10 +15,10 @@ import aiohttp
 from llmproxy.app import App
 from llmproxy.config import Config
 from llmproxy.config_document import ConfigDocument
-from llmproxy.exchange import Document
 from llmproxy.gateway import ConfigSource
 from llmproxy.logs import make_log
 from llmproxy.migrate import Component, migrate
+from llmproxy.request import Document
 from llmproxy.state import StateDirectory
 from llmproxy.testing import FaultProxy, ProxyClient, ScriptedUpstream, WallClock, fail, reply
 from llmproxy.testing.proxy_client import ADMIN_KEY, KEY

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from llmproxy.errors import UpstreamCut
-from llmproxy.exchange import Answer, Attempt, Document
+from llmproxy.exchange import Answer, Attempt
+from llmproxy.request import Document
 from llmproxy.testing import (
     ProxyClient,
     RecordedRequest,

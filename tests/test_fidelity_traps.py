@@ -15,7 +15,7 @@ from llmproxy.dialects.chat_collect import ChunkCollector
 from llmproxy.dialects.media import decode_data_url
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import UpstreamCut
-from llmproxy.exchange import Document, Operation
+from llmproxy.request import Document, Operation
 from llmproxy.testing import (
     Message,
     Reply,

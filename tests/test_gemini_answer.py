@@ -14,9 +14,9 @@ from openai.types.chat import ChatCompletion
 
 from llmproxy.dialects.openai_chat import usage_of as openai_usage
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamError
-from llmproxy.exchange import Usage
 from llmproxy.providers.gemini import errors
 from llmproxy.providers.gemini.answer import translate_answer, usage_of
+from llmproxy.usage import Usage
 from tests.gemini import IDENTITY, USER, candidate, chat, gemini, response, translated
 
 CALL = {"function_call": {"name": "weather", "args": {"city": "Rome"}}}

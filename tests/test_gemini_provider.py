@@ -19,13 +19,15 @@ from llmproxy.attempt import Attempts
 from llmproxy.config import Timeouts
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import BadRequest, Failure, UpstreamBroken, UpstreamCut, UpstreamError
-from llmproxy.exchange import Answer, Attempt, Operation, Request, Target, Usage
+from llmproxy.exchange import Answer, Attempt, Target
 from llmproxy.providers.builtin import every_kind
 from llmproxy.providers.gemini import GeminiConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import SystemClock
 from llmproxy.testing import ScriptedUpstream, events, make_exchange
 from llmproxy.testing import document as json_reply
 from llmproxy.upstream import HTTPTransport
+from llmproxy.usage import Usage
 from tests.gemini import USER, candidate, chat, gemini, prepare, response, sse
 from tests.providers import header
 

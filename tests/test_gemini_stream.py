@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Usage
+from llmproxy.usage import Usage
 from tests.gemini import candidate, decode, documents, response, sse
 
 CALL = {"function_call": {"name": "weather", "args": {"city": "Rome"}}}

@@ -19,11 +19,11 @@ from llmproxy.audit_notary import ActionLog, Notary
 from llmproxy.batch_writer import BatchPart, BatchWriter
 from llmproxy.config import AuditConfig
 from llmproxy.db import Postgres
-from llmproxy.exchange import Document
 from llmproxy.keys import Workspace
 from llmproxy.partitions import Partitions
 from llmproxy.queries import Queries
 from llmproxy.quotas import QuotaSettlement
+from llmproxy.request import Document
 from llmproxy.services import Connection, Database, Row, SystemClock
 from llmproxy.testing.database import TestDatabases, make_postgres
 from tests.audit_rows import KEYS

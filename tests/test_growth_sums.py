@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from llmproxy.admin.spend import Spend
 from llmproxy.db import Postgres
-from llmproxy.exchange import Document
 from llmproxy.ledger_sums import LedgerSums
+from llmproxy.request import Document
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import Clock, wait_until
 from tests.ledger_rows import DAY, QUERIES, Entry, entry, on, write

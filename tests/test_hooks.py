@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from llmproxy import hookspecs
 from llmproxy.errors import ConfigError, PluginError, Refused, UpstreamBroken
-from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Operation, Principal, Request, Retry, Target
+from llmproxy.exchange import Answer, Attempt, Chunk, Exchange, Principal, Retry, Target
 from llmproxy.hookrules import RULES, Kind
 from llmproxy.hooks import Hooks, RegisteredPlugin, parameters_of, resolve
 from llmproxy.hookspecs import hookimpl
+from llmproxy.request import Operation, Request
 
 ONE, TWO, THREE = Target("a", "one"), Target("b", "two"), Target("c", "three")
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from llmproxy.audit import BUSY_ROWS, BUSY_SHIP_SECONDS, SHIP_SECONDS
 from llmproxy.config import PriceConfig, ProviderConfig
 from llmproxy.db import Postgres
-from llmproxy.exchange import USAGE_CLASSES, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.journal import Journal
 from llmproxy.offers import Offers
 from llmproxy.pricing import PriceBook
 from llmproxy.providers.openai import OpenAI
+from llmproxy.request import Operation, Request
 from llmproxy.testing.clock import Clock
 from llmproxy.testing.connections import wait_until
+from llmproxy.usage import USAGE_CLASSES
 from tests.providers import services
 from tests.test_audit import CONFIG, carry, make_recorder, record
 

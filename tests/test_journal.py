@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from llmproxy.config import JournalConfig
 from llmproxy.errors import StorageError
-from llmproxy.exchange import Document
 from llmproxy.journal import Journal, Orphan
+from llmproxy.request import Document
 from llmproxy.segments import BEGIN, END, encode_line, read_entries
 from tests.processes import read_line, spawn
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from llmproxy.admin.spend import Spend
 from llmproxy.audit_chain import AuditKeys
 from llmproxy.db import Postgres
-from llmproxy.exchange import USAGE_CLASSES, Cost, Document, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.ledger import Repriced, pages, reprice, requests
+from llmproxy.request import Document
 from llmproxy.services import Database
 from llmproxy.testing import ProxyClient, StartProxy, cut_after, document, fail, reply, stream, tokens
+from llmproxy.usage import USAGE_CLASSES, Cost, Usage
 from llmproxy_plugins.budgets import Budgets
 from llmproxy_plugins.fallback import Fallback
 from tests.audit_rows import KEYS, messages, verified

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llmproxy.admin.spend import GROUPS, SUMS, Spend, spend_query
 from llmproxy.db import Postgres
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import StartProxy, fail, reply
 from tests.ledger_rows import DAY, QUERIES, CommandLine, Entry, entry, on, write
 

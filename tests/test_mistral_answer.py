@@ -15,8 +15,10 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Operation, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.providers.mistral.stream import MistralStream
+from llmproxy.request import Operation
+from llmproxy.usage import Usage
 from tests.providers import request
 from tests.test_mistral_request import SHELL, USER, WEATHER, mistral
 from tests.vendor_streams import cut, decoded, heard, mutated, outcome, sse

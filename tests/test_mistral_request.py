@@ -20,10 +20,11 @@ from mistralai.client.models import (
 from multidict import CIMultiDict
 
 from llmproxy.errors import BadRequest, UpstreamError
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.mistral import Mistral
 from llmproxy.providers.mistral.request import call_id
 from llmproxy.providers.vendor import VendorConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.providers import header, request, services
 

@@ -14,7 +14,8 @@ from llmproxy.dialects.openai_errors import error_body, error_event, error_in, e
 from llmproxy.dialects.refusals import failure_of, masked
 from llmproxy.dialects.retry_after import retry_after_seconds
 from llmproxy.errors import BadRequest, BudgetExceeded, Failure, LLMProxyError, UpstreamTimeout
-from llmproxy.exchange import TOKEN_CLASSES, Document, Operation, Usage
+from llmproxy.request import Document, Operation
+from llmproxy.usage import TOKEN_CLASSES, Usage
 
 # What a provider could put where a number belongs.
 HOSTILE: st.SearchStrategy[object] = st.one_of(

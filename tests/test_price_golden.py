@@ -11,7 +11,7 @@ import pytest
 
 from llmproxy.accounting import Accounting
 from llmproxy.config import PriceConfig
-from llmproxy.exchange import Cost, Operation, Target
+from llmproxy.exchange import Target
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 from llmproxy.providers.anthropic import Anthropic
@@ -22,7 +22,9 @@ from llmproxy.providers.gemini import Gemini
 from llmproxy.providers.mistral import Mistral
 from llmproxy.providers.openai import OpenAI
 from llmproxy.providers.vertex import Vertex
+from llmproxy.request import Operation
 from llmproxy.testing import Clock
+from llmproxy.usage import Cost
 from tests import bedrock, gemini, test_cohere_answer
 from tests.anthropic_messages import message, text
 from tests.price_cases import AT, CASES, Case

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmproxy.config import PriceConfig
-from llmproxy.exchange import UNIT_CLASSES, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.prices import Prices
 from llmproxy.pricing import FREE, PriceBook
+from llmproxy.usage import UNIT_CLASSES, Usage
 
 NOW = datetime(2026, 11, 22, 12, 30, 15, tzinfo=UTC)
 MILLION = 1_000_000

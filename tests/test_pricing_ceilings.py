@@ -23,12 +23,14 @@ from llmproxy.ceilings import (
 )
 from llmproxy.config import PriceConfig
 from llmproxy.estimate import input_tokens
-from llmproxy.exchange import Operation, Request, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
 from llmproxy.providers.anthropic import Anthropic
 from llmproxy.providers.openai import OpenAI
+from llmproxy.request import Operation, Request
 from llmproxy.services import SystemClock
+from llmproxy.usage import Usage
 from tests.providers import request, services
 
 # The data is indexed once for all examples.

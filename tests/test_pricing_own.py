@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from llmproxy.config import Config, PriceConfig
 from llmproxy.config_document import ConfigDocument
-from llmproxy.exchange import USAGE_CLASSES, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.prices import Prices
 from llmproxy.pricing import PriceBook
+from llmproxy.usage import USAGE_CLASSES, Usage
 
 NOW = datetime(2026, 11, 22, 12, 30, 15, tzinfo=UTC)
 MILLION = 1_000_000

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from llmproxy.dialects.chat_answer import AnswerIdentity, ChatAnswer, ChunkWriter
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_stream import StreamFacts
-from llmproxy.exchange import TOKEN_CLASSES, UNIT_CLASSES, USAGE_CLASSES, Usage
 from llmproxy.providers.anthropic.answer import message_usage
 from llmproxy.providers.bedrock.answer import token_usage
 from llmproxy.providers.cohere.answer import usage_of as cohere_usage
 from llmproxy.providers.gemini.answer import usage_of as gemini_usage
 from llmproxy.providers.responses.answer import response_usage
 from llmproxy.service_tiers import possible_tiers, service_tier
+from llmproxy.usage import TOKEN_CLASSES, UNIT_CLASSES, USAGE_CLASSES, Usage
 from tests.providers import KINDS, provider
 
 COUNTS = st.integers(0, 10**7)

@@ -10,9 +10,11 @@ from typing import Any
 import orjson
 import pytest
 
-from llmproxy.exchange import Operation, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.pricing import PriceBook
 from llmproxy.providers.demo_models import STORY, tokens
+from llmproxy.request import Operation
+from llmproxy.usage import Usage
 from tests.demo_provider import NOW, demo, read_all, send
 
 TOOL = {

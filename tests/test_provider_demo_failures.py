@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from llmproxy.errors import UpstreamCut
-from llmproxy.exchange import Operation
+from llmproxy.request import Operation
 from tests.demo_provider import Clock, read_all, send
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from pydantic import SecretStr
 
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.azure import Azure, AzureConfig
 from llmproxy.providers.openai import OpenAI, OpenAIVendorConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.providers import services
 

@@ -8,8 +8,9 @@ from multidict import CIMultiDict
 from pydantic import ValidationError
 
 from llmproxy.errors import BadRequest, UpstreamError
-from llmproxy.exchange import Operation, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.builtin import every_kind
+from llmproxy.request import Operation
 from tests.providers import KINDS, header, prepare, provider, request
 
 # Prefix, base URL, the first key variable: one line for each row of the data.

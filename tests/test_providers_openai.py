@@ -12,8 +12,9 @@ from multidict import CIMultiDict
 from pydantic import SecretStr, ValidationError
 
 from llmproxy.errors import Failure, UpstreamError
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.openai import OpenAI, OpenAIConfig, OpenAIVendorConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.providers import header, request, services
 

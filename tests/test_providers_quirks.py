@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.compatible import RenamedReasoning
+from llmproxy.request import Request
 from tests.providers import KINDS, prepare, provider, request
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Usage
+from llmproxy.usage import Usage
 from tests.responses_api import (
     CREATED,
     ISSUER,

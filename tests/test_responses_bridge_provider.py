@@ -12,10 +12,11 @@ from openai import APIError, AsyncOpenAI, BadRequestError, RateLimitError
 from openai.types.shared.responses_model import ResponsesModel
 from pydantic import ValidationError
 
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.azure import Azure, AzureConfig
 from llmproxy.providers.compatible import Compatible
 from llmproxy.providers.openai import OpenAI, OpenAIVendorConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from llmproxy.testing import ProxyClient, StartProxy, document, events, fail, stream
 from tests.providers import KINDS, header, provider, request, services

@@ -14,8 +14,8 @@ import pytest
 
 from llmproxy.cli.check import warnings
 from llmproxy.errors import ConfigError, StorageError
-from llmproxy.exchange import Document
 from llmproxy.gateway import ConfigSource, Configuration, resolve_configuration
+from llmproxy.request import Document
 from llmproxy.testing import (
     RecordedRequest,
     Reply,

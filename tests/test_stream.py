@@ -14,7 +14,8 @@ from llmproxy import stream
 from llmproxy.dialects.chat_events import WholeEvents
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import ClientDisconnected, UpstreamBroken, UpstreamCut, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Chunk, Exchange, Headers
+from llmproxy.exchange import Chunk, Exchange
+from llmproxy.request import Headers
 from llmproxy.stream import BodyCapture, ChunkLane, UpstreamEvents, encode_chunk, relay
 from llmproxy.testing.exchanges import make_exchange
 

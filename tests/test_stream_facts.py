@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llmproxy.dialects.openai_stream import StreamFacts
 from llmproxy.errors import Failure, UpstreamBroken
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import COMMENT, DONE
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from llmproxy.api import Chunk, Exchange, Section, Services, hookimpl
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import (
     Ending,
     RawClient,

@@ -14,8 +14,9 @@ from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
 from llmproxy.errors import BadRequest, Failure, UpstreamError
-from llmproxy.exchange import Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.vertex import Vertex, VertexConfig
+from llmproxy.request import Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.anthropic_messages import judge as judge_claude
 from tests.gemini import USER, candidate, chat, judge, response

@@ -18,10 +18,11 @@ from pydantic.fields import FieldInfo
 
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider
 from llmproxy.providers.builtin import every_kind
 from llmproxy.providers.vendors import load_vendors
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import UpstreamRequest
 from tests.providers import services
 

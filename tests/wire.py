@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing import ProxyClient, RawClient, ScriptedUpstream
 from llmproxy.testing.http1 import Fields, MessageReader
 from llmproxy.testing.proxy_client import KEY

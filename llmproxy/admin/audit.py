@@ -14,8 +14,8 @@ from llmproxy.audit_notary import ActionLog, Anchor
 from llmproxy.audit_reader import Span, bounds_of, database_reader
 from llmproxy.audit_verify import Report, verify
 from llmproxy.errors import BadRequest, StorageError
-from llmproxy.exchange import Document
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database
 
 # It is put together in memory.

@@ -11,7 +11,7 @@ from typing import Annotated, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.services import Row
 
 DEFAULT_LIMIT: Final = 50

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llmproxy.errors import Failure
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 SKIPPED: Final = "skipped "
 # How an attempt can end that was sent, and yet has no response.

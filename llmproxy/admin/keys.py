@@ -13,9 +13,9 @@ from pydantic import AwareDatetime, Field, model_validator
 from llmproxy.admin.documents import MAX_LIMIT, Body, Word, page, shown
 from llmproxy.audit_notary import ActionLog
 from llmproxy.errors import BadRequest, Conflict, NotFound
-from llmproxy.exchange import Document
 from llmproxy.keys import key_hash, new_key
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Clock, Connection, Database, Row
 
 _HINT_CHARACTERS: Final = 10

@@ -11,9 +11,9 @@ from llmproxy.admin.documents import DEFAULT_LIMIT, page, shown
 from llmproxy.admin.explain import explanation
 from llmproxy.body_cipher import BodyCipher, is_encrypted
 from llmproxy.errors import BadRequest, NotFound
-from llmproxy.exchange import Document
 from llmproxy.ids import time_of
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database, Row
 
 _ANOTHER_KEYS: Final = "(encrypted with another audit.body_key, or changed)"

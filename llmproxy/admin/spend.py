@@ -9,8 +9,8 @@ from typing import Final
 
 from llmproxy.admin.documents import shown
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Connection, Database, Row
 
 GROUPS: Final = ("workspace", "feature", "user", "model", "key", "provider", "tag", "day", "prompt_version")

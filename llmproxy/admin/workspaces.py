@@ -13,9 +13,9 @@ from llmproxy.admin.documents import Body, Word, shown
 from llmproxy.audit_notary import ActionLog
 from llmproxy.config import MAX_DAYS, KeptBodies
 from llmproxy.errors import BadRequest, Conflict, NotFound
-from llmproxy.exchange import Document
 from llmproxy.keys import Workspace
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -14,9 +14,9 @@ from llmproxy.admin.keys import NewKey, StoredKeys
 from llmproxy.cli.offline import action_log, read_core, with_database
 from llmproxy.cli.output import print_json, print_table
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
-from llmproxy.exchange import Document
 from llmproxy.keys import DEFAULT_WORKSPACE
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database, SystemClock
 
 _COLUMNS: Final = ("id", "workspace", "name", "key_hint", "models", "created_at", "expires_at", "revoked_at")

@@ -14,12 +14,14 @@ from llmproxy.cli.output import print_json, print_table
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
 from llmproxy.config import LoggingConfig
 from llmproxy.errors import ModelNotFound
-from llmproxy.exchange import TOKEN_CLASSES, UNIT_CLASSES, Document, Target
+from llmproxy.exchange import Target
 from llmproxy.gateway import Configuration, read_configuration
 from llmproxy.listing import plain
 from llmproxy.logs import make_log
 from llmproxy.plugins import named_models
 from llmproxy.prices import UNIT_SIZES, Prices, Rates
+from llmproxy.request import Document
+from llmproxy.usage import TOKEN_CLASSES, UNIT_CLASSES
 
 _MILLION: Final = Decimal(1_000_000)
 _UNIT_NAMES: Final[Mapping[str, str]] = {

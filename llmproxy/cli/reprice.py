@@ -19,7 +19,7 @@ from llmproxy.cli.settings import Settings, pass_settings, shared_options
 from llmproxy.config import PriceConfig
 from llmproxy.config_document import load_config
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Cost, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.gateway import Configuration, read_configuration
 from llmproxy.ledger import Pricer
 from llmproxy.logs import make_log
@@ -27,6 +27,7 @@ from llmproxy.pricing import PriceBook
 from llmproxy.queries import Queries
 from llmproxy.repricing import Repricing, RepricingReport
 from llmproxy.services import Database, SystemClock
+from llmproxy.usage import Cost, Usage
 
 _DAY: Final = click.DateTime(formats=["%Y-%m-%d"])
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -14,8 +14,8 @@ from llmproxy.body_cipher import body_cipher
 from llmproxy.cli.offline import read_core, with_database
 from llmproxy.cli.output import cell, print_json
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
-from llmproxy.exchange import Document
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database, SystemClock
 
 _POLL_SECONDS: Final = 1.0

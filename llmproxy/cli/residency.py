@@ -9,11 +9,12 @@ from llmproxy.cli.offline import offline_services
 from llmproxy.cli.output import print_json, print_table
 from llmproxy.cli.settings import Settings
 from llmproxy.config import LoggingConfig, WorkspaceConfig
-from llmproxy.exchange import Document, Target
+from llmproxy.exchange import Target
 from llmproxy.gateway import read_configuration
 from llmproxy.keys import DEFAULT_WORKSPACE
 from llmproxy.logs import make_log
 from llmproxy.reach import Reach, reaches
+from llmproxy.request import Document
 
 _COLUMNS: Final = ("workspace", "model", "reaches")
 

@@ -13,7 +13,7 @@ import orjson
 
 from llmproxy.config import ServerConfig
 from llmproxy.errors import ConfigError, LLMProxyError, Unauthenticated, Unavailable
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.state import kept_admin_key
 
 _TIMEOUT_SECONDS: Final = 30

@@ -12,8 +12,8 @@ from llmproxy.admin.spend import GROUPS, SUMS, Spend, groups_of
 from llmproxy.cli.offline import read_core, with_database
 from llmproxy.cli.output import print_json, print_table
 from llmproxy.cli.settings import Settings, pass_settings, shared_options
-from llmproxy.exchange import Document
 from llmproxy.queries import Queries
+from llmproxy.request import Document
 from llmproxy.services import Database, SystemClock
 
 _HELP_ON_BY = f"What to sum up for: {', '.join(GROUPS)}, or several of them with commas."

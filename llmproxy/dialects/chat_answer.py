@@ -15,8 +15,9 @@ import orjson
 
 from llmproxy.dialects.tool_calls import decode_arguments
 from llmproxy.errors import Failure, UpstreamRefused
-from llmproxy.exchange import Document, Usage
+from llmproxy.request import Document
 from llmproxy.sse import DONE, encode_event
+from llmproxy.usage import Usage
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 

@@ -10,7 +10,7 @@ import orjson
 
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # Members of a delta that are pieces of one text, and those that are items of one list.
 _TEXTS: Final = ("content", "refusal", "reasoning_content")

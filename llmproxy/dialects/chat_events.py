@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import DONE, encode_event
 
 

@@ -13,7 +13,7 @@ from llmproxy.dialects.legacy_functions import FunctionCalls
 from llmproxy.dialects.media import Media, media_of
 from llmproxy.dialects.tool_calls import ToolCall, read_tool_calls
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 Role = Literal["system", "user", "assistant", "tool"]
 _ROLES: Final[Mapping[str, Role]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 MediaKind = Literal["image", "audio", "video", "file"]
 _KINDS: Final[Mapping[str, MediaKind]] = {

@@ -15,7 +15,7 @@ from typing import Any, Final
 import orjson
 
 from llmproxy.errors import BadRequest, UpstreamBroken
-from llmproxy.exchange import Document, Operation, Request
+from llmproxy.request import Document, Operation, Request
 
 # As many as OpenAI takes: where each text is a call of its own, one request must not become any number of them.
 MAX_INPUTS: Final = 2048

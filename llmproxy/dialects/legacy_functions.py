@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import encode_event
 
 # Every event that holds a tool call, or says that there were some, holds this.

@@ -7,8 +7,9 @@ from math import ceil
 from typing import Any, Final
 
 from llmproxy.dialects.openai_errors import error_body, error_event, error_in, error_of
-from llmproxy.exchange import Document, Usage
+from llmproxy.request import Document
 from llmproxy.service_tiers import service_tier
+from llmproxy.usage import Usage
 
 __all__ = ["error_body", "error_event", "error_in", "error_of", "reported_usage", "token_count", "usage_of"]
 

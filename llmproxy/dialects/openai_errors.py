@@ -12,7 +12,7 @@ import orjson
 from llmproxy.dialects.refusals import client_form, failure_of, masked
 from llmproxy.dialects.retry_after import retry_after_seconds
 from llmproxy.errors import Failure, LLMProxyError, MethodNotAllowed, UpstreamError, UpstreamRefused, UpstreamWithheld
-from llmproxy.exchange import Document, Operation
+from llmproxy.request import Document, Operation
 from llmproxy.sse import encode_event
 
 # Error objects stand inside each other at most so deep.

@@ -10,7 +10,7 @@ from llmproxy.dialects.openai_chat import reported_usage
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import object_or_none
 from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import event_data
 
 # Keys whose value is not null. Inside a string the quotes would be escaped, so a match is a key, or a value as short.

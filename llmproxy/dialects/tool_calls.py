@@ -7,7 +7,7 @@ from typing import NamedTuple
 import orjson
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 
 class ToolCall(NamedTuple):

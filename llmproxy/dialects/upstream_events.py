@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import orjson
 
 from llmproxy.errors import UpstreamBroken, UpstreamCut
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import SSEDecoder, event_data
 
 MAX_EVENT_BYTES: Final = 16_777_216

@@ -19,11 +19,11 @@ from llmproxy.config_document import ConfigDocument
 from llmproxy.config_mistakes import suggestion
 from llmproxy.drill.faults import tell_story
 from llmproxy.errors import ConfigError
-from llmproxy.exchange import Document
 from llmproxy.gateway import ConfigSource
 from llmproxy.logs import make_log
 from llmproxy.migrate import core_component
 from llmproxy.plugins import PluginSource
+from llmproxy.request import Document
 from llmproxy.state import StateDirectory
 from llmproxy.testing.database import TestDatabases
 from llmproxy.testing.proxy_client import ADMIN_KEY, KEY, ProxyClient

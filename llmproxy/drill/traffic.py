@@ -11,7 +11,7 @@ from typing import Final
 from uuid import uuid4
 
 from llmproxy.drill.faults import STORY
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing.proxy_client import ProxyClient
 from llmproxy.testing.responses import ProxyResponse
 

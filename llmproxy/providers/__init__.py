@@ -14,9 +14,11 @@ from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import error_in, error_of
 from llmproxy.errors import Failure, UpstreamError
-from llmproxy.exchange import Document, Operation, Request, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.model_facts import ModelFacts
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest, UpstreamResponse
+from llmproxy.usage import Usage
 
 
 class StreamDecoder(Protocol):

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any, Final
 
 from llmproxy.config import Section
-from llmproxy.exchange import Operation, Request
+from llmproxy.request import Operation, Request
 
 _REMEMBERED_MODELS: Final = 1024
 # Where the objects of a request stand that may have such members, and what within them may too.

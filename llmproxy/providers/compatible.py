@@ -10,13 +10,15 @@ from pydantic import Field, create_model, model_validator
 
 from llmproxy.config import ProviderConfig
 from llmproxy.dialects.upstream_events import MAX_EVENT_BYTES, is_whole
-from llmproxy.exchange import Document, Request, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.openai import OpenAI, OpenAIConfig
 from llmproxy.providers.quirks import adapt
 from llmproxy.providers.vendors import Vendor, load_vendors
+from llmproxy.request import Document, Request
 from llmproxy.services import UpstreamRequest
 from llmproxy.sse import SSEDecoder
+from llmproxy.usage import Usage
 
 # Parts of a host name or path: nothing in them can lead to another host.
 _PART: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -16,11 +16,12 @@ from multidict import CIMultiDict
 
 from llmproxy.config import ProviderConfig, Timeouts
 from llmproxy.errors import BadRequest, UpstreamError
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.pricing import FREE
 from llmproxy.providers import Provider
 from llmproxy.providers.demo_answers import Completion, embeddings, usage_of
 from llmproxy.providers.demo_models import MODELS, speeches
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Clock, Services, UpstreamRequest, UpstreamResponse
 
 FOREVER: Final = math.inf

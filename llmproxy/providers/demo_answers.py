@@ -13,8 +13,8 @@ from typing import Any, Final
 import orjson
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.demo_models import Speech, input_tokens_of, tokens, whole_number
+from llmproxy.request import Document
 from llmproxy.sse import DONE, encode_event
 
 _ARGUMENT_PIECE: Final = 12

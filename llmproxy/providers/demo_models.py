@@ -10,8 +10,8 @@ from typing import Any, Final
 import orjson
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.demo_schema import example_of
+from llmproxy.request import Document
 
 _TOKEN: Final = re.compile(r"\s*\S{1,12}|\s+")
 _MAX_CHOICES: Final = 128

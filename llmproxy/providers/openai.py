@@ -10,11 +10,12 @@ from pydantic import Field, SecretStr, field_validator
 
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.chat_completions import ChatCompletions
 from llmproxy.providers.headers import RequestHeaders, checked_forwards, checked_headers, is_value
 from llmproxy.providers.responses import ResponsesBridge, ResponsesMode
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 PATHS: Final[Mapping[Operation, str]] = {

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Operation, Request
 from llmproxy.providers.vendors import Vendor
+from llmproxy.request import Operation, Request
 
 # JSON as the client sent it: its values can be anything.
 JSONObject = dict[str, Any]

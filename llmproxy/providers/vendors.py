@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmproxy.config import Section
-from llmproxy.exchange import Operation
+from llmproxy.request import Operation
 
 
 class Vendor(Section):

@@ -7,7 +7,7 @@ import struct
 from typing import Final
 from zlib import crc32
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 _STRING: Final = 7
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.testing.messages import RecordedRequest
 
 CREATED: Final = 1_767_268_800

@@ -12,9 +12,10 @@ import structlog
 
 from llmproxy.attribution import attribution_of
 from llmproxy.endpoints import PATHS
-from llmproxy.exchange import Exchange, Operation, Principal, Request, Target
+from llmproxy.exchange import Exchange, Principal, Target
 from llmproxy.hooks import RegisteredPlugin, resolve
 from llmproxy.ids import new_id
+from llmproxy.request import Operation, Request
 from llmproxy.services import Clock, Database, Exchanges, HTTPClient, Log, Pricing, Quotas, Services
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import clock as standing

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain, repeat
 from typing import Final
 
-from llmproxy.exchange import Headers
+from llmproxy.request import Headers
 from llmproxy.testing import chat
 from llmproxy.testing.chat import ChatAnswer
 from llmproxy.testing.messages import Ending, Framing, Message, RecordedRequest, Reply

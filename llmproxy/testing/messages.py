@@ -10,7 +10,7 @@ from enum import StrEnum
 from http.client import responses
 from urllib.parse import parse_qsl, urlsplit
 
-from llmproxy.exchange import Document, Headers
+from llmproxy.request import Document, Headers
 from llmproxy.testing.http1 import Fields
 
 

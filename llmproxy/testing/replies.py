@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
-from llmproxy.exchange import Document, Headers
+from llmproxy.request import Document, Headers
 from llmproxy.testing.chat import CREATED, DONE, ChatAnswer, ToolCall, error, event, model_of, tokens
 from llmproxy.testing.messages import Framing, Message, RecordedRequest, Reply
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 from llmproxy.sse import SSEDecoder, event_data
 
 _MAX_EVENT_BYTES = 16_777_216

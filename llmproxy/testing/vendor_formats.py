@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llmproxy.exchange import Document, Headers
+from llmproxy.request import Document, Headers
 from llmproxy.testing import aws_frames
 from llmproxy.testing.chat import ChatAnswer, error, event, tokens
 from llmproxy.testing.messages import Message, RecordedRequest, Reply

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.model_facts import ModelFacts
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.anthropic.messages_format import MessagesFormat, merged_betas
@@ -17,6 +17,7 @@ from llmproxy.providers.anthropic.rules import load_models
 from llmproxy.providers.anthropic.thinking import BUDGETS, Limits, ReasoningEffort
 from llmproxy.providers.headers import RequestHeaders, is_value
 from llmproxy.providers.vendor import VendorConfig
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 _URL: Final = "https://api.anthropic.com"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 _MAX_MARKS: Final = 4
 

@@ -13,9 +13,9 @@ from llmproxy.dialects.chat_request import ChatRequest, Message, Part, leading_i
 from llmproxy.dialects.media import Media
 from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.rules import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 _IMAGE_TYPES: Final = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _TOOL_ID: Final = re.compile(r"[a-zA-Z0-9_-]+")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmproxy.exchange import Document
 from llmproxy.model_facts import ModelFacts
 from llmproxy.providers.anthropic.answer import chat_answer
 from llmproxy.providers.anthropic.request import NativeRequest, native_request
@@ -12,6 +11,7 @@ from llmproxy.providers.anthropic.rules import ModelTable
 from llmproxy.providers.anthropic.stream import MessageEvents, MessagesDecoder
 from llmproxy.providers.anthropic.thinking import Limits
 from llmproxy.providers.anthropic.tools import answer_plan
+from llmproxy.request import Document
 
 
 class MessagesFormat:

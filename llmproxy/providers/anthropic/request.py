@@ -11,13 +11,13 @@ import orjson
 
 from llmproxy.dialects.chat_request import ChatRequest, read_chat_request
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.cache_marks import limit_marks
 from llmproxy.providers.anthropic.messages import conversation, is_tool_loop_without_thinking
 from llmproxy.providers.anthropic.rules import ModelRules, Version
 from llmproxy.providers.anthropic.thinking import Depth, Limits, depth
 from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION, ToolPlan, tool_plan
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # Members of the Messages format that chat completions clients may add, as they are.
 _NATIVE: Final = ("cache_control", "container", "context_management", "inference_geo", "mcp_servers", "speed")

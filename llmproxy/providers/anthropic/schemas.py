@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # A schema's values are whatever the client wrote.
 Schema = dict[str, Any]

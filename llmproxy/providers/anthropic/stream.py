@@ -9,7 +9,6 @@ from llmproxy.dialects.chat_answer import ChunkWriter, custom_input
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.answer import (
     answer_identity,
     citations,
@@ -22,6 +21,7 @@ from llmproxy.providers.anthropic.answer import (
     tool_name,
 )
 from llmproxy.providers.anthropic.tools import AnswerPlan
+from llmproxy.request import Document
 
 
 @dataclass(slots=True)

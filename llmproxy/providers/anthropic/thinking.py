@@ -8,9 +8,9 @@ from typing import Final, Literal, get_args
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.rules import Effort, ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # `reasoning_effort`, as chat completions clients may write it.
 ReasoningEffort = Literal["minimal", "low", "medium", "high", "xhigh", "max"]

@@ -16,10 +16,10 @@ from llmproxy.dialects.chat_request import (
     read_tool_choice,
     read_tools,
 )
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.rules import ModelRules
 from llmproxy.providers.anthropic.schemas import closed_schema
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 JSON_INSTRUCTION: Final = "Answer with one JSON object and nothing else: no code fence, no word before or after it."
 _ANSWER_DESCRIPTION: Final = "Give the final answer as the arguments of this tool."

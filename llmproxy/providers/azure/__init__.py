@@ -11,10 +11,11 @@ from urllib.parse import quote
 from pydantic import Field, model_validator
 
 from llmproxy.config import ProviderConfig
-from llmproxy.exchange import Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers.access_token import RenewedToken
 from llmproxy.providers.azure.entra import EntraConfig, EntraTokens
 from llmproxy.providers.openai import OpenAI, OpenAIHostConfig
+from llmproxy.request import Request
 from llmproxy.services import Services, UpstreamRequest
 
 # The portal shows addresses with and without this end.

@@ -14,7 +14,7 @@ from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
 from llmproxy.dialects.media import image_addresses
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.errors import BadRequest, Failure, UpstreamError
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.anthropic.messages_format import merged_betas
 from llmproxy.providers.bedrock.answer import chat_answer
@@ -28,6 +28,7 @@ from llmproxy.providers.bedrock.stream import ConverseDecoder
 from llmproxy.providers.bedrock.tools import answer_plan
 from llmproxy.providers.headers import RequestHeaders
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 _ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))

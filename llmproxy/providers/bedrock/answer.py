@@ -19,9 +19,10 @@ from llmproxy.dialects.chat_answer import (
 )
 from llmproxy.dialects.openai_chat import token_count
 from llmproxy.errors import UpstreamBroken, UpstreamRefused
-from llmproxy.exchange import Document, Usage
 from llmproxy.providers.anthropic.tools import AnswerPlan
+from llmproxy.request import Document
 from llmproxy.service_tiers import service_tier
+from llmproxy.usage import Usage
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "end_turn": "stop",

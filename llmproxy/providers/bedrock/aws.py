@@ -7,7 +7,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.session import Session
 
-from llmproxy.exchange import Headers
+from llmproxy.request import Headers
 
 __all__ = ["CredentialChain", "ReadOnlyCredentials", "fixed_credentials", "signature_headers"]
 

@@ -9,9 +9,9 @@ from typing import Final
 from llmproxy.dialects.chat_request import Part
 from llmproxy.dialects.media import Kind, Media
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # Where a block is needed and there is nothing to say.
 FILLER: Final = "."

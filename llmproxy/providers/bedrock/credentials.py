@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llmproxy.errors import ConfigError, Failure, UpstreamError
-from llmproxy.exchange import Headers
+from llmproxy.request import Headers
 from llmproxy.services import Services
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import Final
 
 from llmproxy.dialects.chat_request import ChatRequest
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.rules import ModelRules as ClaudeRules
 from llmproxy.providers.anthropic.thinking import Limits
 from llmproxy.providers.anthropic.thinking import depth as claude_depth
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # What stands for each effort where there are three of them.
 _THREE_EFFORTS: Final = {

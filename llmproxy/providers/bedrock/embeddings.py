@@ -11,8 +11,8 @@ import orjson
 from llmproxy.dialects.embeddings import EmbeddingsRequest, encode_embeddings
 from llmproxy.dialects.openai_chat import token_count
 from llmproxy.errors import BadRequest, UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # Vectors are whatever the provider sent: lists of numbers, when all is well.
 _Vectors = Sequence[Any]

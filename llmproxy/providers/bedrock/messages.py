@@ -13,10 +13,10 @@ import orjson
 from llmproxy.dialects.chat_request import Message, leading_instructions
 from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.bedrock.blocks import FILLER, BlockWriter
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 _NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_ID_CHARACTERS: Final = 64

@@ -10,7 +10,6 @@ import orjson
 
 from llmproxy.dialects.chat_request import ChatRequest, ResponseFormat, read_chat_request
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.thinking import Limits
 from llmproxy.providers.anthropic.tools import JSON_INSTRUCTION
 from llmproxy.providers.bedrock.blocks import BlockWriter, limit_cache_points
@@ -19,6 +18,7 @@ from llmproxy.providers.bedrock.messages import Conversation, MessageWriter
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.bedrock.tools import ToolPlan, tool_plan
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 _SAMPLING: Final = {"temperature": "temperature", "top_p": "topP"}
 _SERVICE_TIERS: Final = ("default", "flex", "priority")

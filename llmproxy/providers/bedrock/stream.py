@@ -11,7 +11,6 @@ import orjson
 from llmproxy.dialects.chat_answer import AnswerIdentity, ChunkWriter, custom_input, new_call_id
 from llmproxy.dialects.upstream_events import cut_short, decode_object
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.tools import AnswerPlan
 from llmproxy.providers.bedrock.answer import (
     finish_reason,
@@ -24,6 +23,7 @@ from llmproxy.providers.bedrock.answer import (
 )
 from llmproxy.providers.bedrock.event_stream import EventStreamDecoder, Frame
 from llmproxy.providers.bedrock.failures import exception
+from llmproxy.request import Document
 
 
 @dataclass(slots=True)

@@ -17,12 +17,12 @@ from llmproxy.dialects.chat_request import (
     read_tool_choice,
     read_tools,
 )
-from llmproxy.exchange import Document
 from llmproxy.providers.anthropic.schemas import closed_schema
 from llmproxy.providers.anthropic.tools import AnswerPlan
 from llmproxy.providers.bedrock.blocks import BlockWriter
 from llmproxy.providers.bedrock.models import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 _ANSWER_DESCRIPTION: Final = "Give the final answer as the arguments of this tool."
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")

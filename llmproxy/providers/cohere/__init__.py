@@ -13,7 +13,7 @@ from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import read_embeddings_request, split_batch
 from llmproxy.dialects.openai_errors import error_of, stated_error
 from llmproxy.errors import Failure, UpstreamError, UpstreamRefused
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.cohere.answer import translated_answer, translated_embeddings
 from llmproxy.providers.cohere.models import load_models
@@ -21,6 +21,7 @@ from llmproxy.providers.cohere.request import MAX_TEXTS, chat_body, embeddings_b
 from llmproxy.providers.cohere.stream import CohereStream
 from llmproxy.providers.openai import OpenAI
 from llmproxy.providers.vendor import Omissions, VendorConfig
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 # Cohere's own: the request or the answer holds what the account does not allow.

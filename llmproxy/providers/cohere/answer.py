@@ -17,7 +17,8 @@ from llmproxy.dialects.chat_answer import (
 from llmproxy.dialects.embeddings import encode_embeddings
 from llmproxy.dialects.openai_chat import token_count
 from llmproxy.errors import Failure, UpstreamBroken, UpstreamRefused
-from llmproxy.exchange import Document, Usage
+from llmproxy.request import Document
+from llmproxy.usage import Usage
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "COMPLETE": "stop",

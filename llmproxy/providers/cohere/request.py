@@ -12,9 +12,9 @@ from llmproxy.dialects.chat_request import ChatRequest, Message, Part, Role, Too
 from llmproxy.dialects.embeddings import EmbeddingsRequest
 from llmproxy.dialects.media import Media
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.cohere.models import ModelRules, Models
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # How many texts one call may hold.
 MAX_TEXTS: Final = 96

@@ -9,7 +9,6 @@ from llmproxy.dialects.chat_answer import AnsweredCall, AnswerIdentity, ChunkWri
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.cohere.answer import (
     cited,
     failed,
@@ -21,6 +20,7 @@ from llmproxy.providers.cohere.answer import (
     text_of,
     usage_of,
 )
+from llmproxy.request import Document
 
 
 class CohereStream:

@@ -13,7 +13,7 @@ from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import split_batch
 from llmproxy.dialects.media import image_addresses
 from llmproxy.errors import BadRequest, UpstreamError
-from llmproxy.exchange import Document, Operation, Request, Target, Usage
+from llmproxy.exchange import Target
 from llmproxy.providers import Provider, StreamDecoder
 from llmproxy.providers.gemini import errors
 from llmproxy.providers.gemini.answer import identified, translate_answer
@@ -24,7 +24,9 @@ from llmproxy.providers.gemini.request import generate_body
 from llmproxy.providers.gemini.stream import GeminiStream
 from llmproxy.providers.headers import RequestHeaders
 from llmproxy.providers.vendor import FetchesImages, Omissions, VendorConfig
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
+from llmproxy.usage import Usage
 
 _ALWAYS: Final = (("content-type", "application/json"), ("accept-encoding", "identity"))
 _REMEMBERED_MODELS: Final = 1024

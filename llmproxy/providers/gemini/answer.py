@@ -21,10 +21,11 @@ from llmproxy.dialects.chat_answer import (
     settled_reason,
 )
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document, Usage
 from llmproxy.providers.gemini.citations import citations_of
 from llmproxy.providers.gemini.content import Issuer
+from llmproxy.request import Document
 from llmproxy.service_tiers import service_tier
+from llmproxy.usage import Usage
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "MAX_TOKENS": "length",

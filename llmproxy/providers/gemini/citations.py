@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmproxy.dialects.chat_answer import url_citation
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 
 def citations_of(candidate: Document, texts: Sequence[str]) -> list[Document]:

@@ -12,9 +12,9 @@ from llmproxy.dialects.chat_request import Message, Part, leading_instructions
 from llmproxy.dialects.media import Media
 from llmproxy.dialects.tool_calls import ToolCall
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.gemini.models import Rules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 Issuer = Literal["gemini", "vertex"]
 # Google accepts this in place of a signature that a client has lost.

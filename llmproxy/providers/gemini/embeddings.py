@@ -8,8 +8,8 @@ import orjson
 
 from llmproxy.dialects.embeddings import EmbeddingsRequest, encode_embeddings, read_embeddings_request
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 # How many texts one call may hold.
 MAX_TEXTS: Final = 100

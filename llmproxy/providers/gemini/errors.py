@@ -9,7 +9,7 @@ import orjson
 
 from llmproxy.dialects.openai_errors import error_of
 from llmproxy.errors import UpstreamRefused
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamRefused:

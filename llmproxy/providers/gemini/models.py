@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Final, Literal
 
 from llmproxy.config import Section
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 _REMEMBERED_MODELS: Final = 1024
 

@@ -8,10 +8,10 @@ import orjson
 
 from llmproxy.dialects.chat_request import ChatRequest, Tool, ToolChoice, read_chat_request
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.gemini.content import Contents, Issuer
 from llmproxy.providers.gemini.models import Models, Rules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document
 
 _MAX_CHOICES: Final = 8
 _SAMPLING: Final = {"temperature": "temperature", "top_p": "topP", "top_k": "topK"}

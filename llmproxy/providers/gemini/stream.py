@@ -12,7 +12,6 @@ from typing import Final
 from llmproxy.dialects.chat_answer import AnsweredCall, AnswerIdentity, ChunkWriter, FinishReason, custom_input
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.gemini import errors
 from llmproxy.providers.gemini.answer import (
     call_of,
@@ -32,6 +31,7 @@ from llmproxy.providers.gemini.answer import (
 )
 from llmproxy.providers.gemini.citations import citations_of
 from llmproxy.providers.gemini.content import Issuer
+from llmproxy.request import Document
 
 _MAX_CANDIDATES: Final = 8
 

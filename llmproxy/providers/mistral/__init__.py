@@ -10,7 +10,7 @@ import orjson
 from llmproxy.config import ProviderConfig
 from llmproxy.dialects.chat_request import custom_tools
 from llmproxy.dialects.embeddings import as_base64
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.mistral.answer import translated_answer
 from llmproxy.providers.mistral.models import load_models
@@ -18,6 +18,7 @@ from llmproxy.providers.mistral.request import translated_chat, translated_embed
 from llmproxy.providers.mistral.stream import MistralStream
 from llmproxy.providers.openai import OpenAI
 from llmproxy.providers.vendor import Omissions, VendorConfig
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from llmproxy.dialects.chat_answer import custom_input, model_failed, new_call_id
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # Mistral's own words stand beside, as `native_finish_reason`, where they are lost.
 _FINISH_REASONS: Final = {"stop": "stop", "length": "length", "model_length": "length", "tool_calls": "tool_calls"}

@@ -11,9 +11,9 @@ from typing import Final
 from llmproxy.dialects.chat_request import ChatRequest, Message, Part, Tool, read_chat_request
 from llmproxy.dialects.media import Media
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document, Request
 from llmproxy.providers.mistral.models import ModelRules
 from llmproxy.providers.vendor import Omissions
+from llmproxy.request import Document, Request
 
 _RENAMED: Final = {"max_completion_tokens": "max_tokens", "seed": "random_seed"}
 _HINTS: Final = (

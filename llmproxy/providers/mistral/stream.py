@@ -10,7 +10,6 @@ import orjson
 from llmproxy.dialects.chat_answer import custom_input, model_failed, new_call_id
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
-from llmproxy.exchange import Document
 from llmproxy.providers.mistral.answer import (
     arguments_text,
     finish_reasons,
@@ -18,6 +17,7 @@ from llmproxy.providers.mistral.answer import (
     split_content,
     thinking_text,
 )
+from llmproxy.request import Document
 from llmproxy.sse import DONE, encode_event
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
-from llmproxy.exchange import Document, Operation, Request
 from llmproxy.providers.responses.answer import chat_answer
 from llmproxy.providers.responses.models import load_models
 from llmproxy.providers.responses.request import ResponsesRequest, responses_request
 from llmproxy.providers.responses.stream import ResponseEvents, ResponsesDecoder
+from llmproxy.request import Document, Operation, Request
 
 ResponsesMode = Literal["auto", "never", "always"]
 _REMEMBERED_MODELS = 256

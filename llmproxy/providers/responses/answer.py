@@ -19,8 +19,9 @@ from llmproxy.dialects.chat_answer import (
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.errors import UpstreamBroken, UpstreamError
-from llmproxy.exchange import Document, Usage
 from llmproxy.providers.responses.reasoning import reasoning_texts, thinking_block
+from llmproxy.request import Document
+from llmproxy.usage import Usage
 
 _INCOMPLETE: Final[Mapping[str, FinishReason]] = {"content_filter": "content_filter"}
 # Between one thought and the next.

@@ -10,9 +10,9 @@ import orjson
 
 from llmproxy.dialects.legacy_functions import FunctionCalls
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.omissions import Omissions
 from llmproxy.providers.responses.reasoning import reasoning_item
+from llmproxy.request import Document
 
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _MAX_CALL_ID_CHARACTERS: Final = 64

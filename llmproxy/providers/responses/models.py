@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Final
 
 from llmproxy.config import Section
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 # What OpenAI's chat completions do not know: a message has these from an answer that came through the Responses API,
 # or from another vendor.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmproxy.exchange import Document
+from llmproxy.request import Document
 
 
 def thinking_block(item: Document, issuer: str, position: int) -> Document | None:

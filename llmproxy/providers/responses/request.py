@@ -10,10 +10,10 @@ import orjson
 
 from llmproxy.dialects.chat_request import read_response_format
 from llmproxy.errors import BadRequest
-from llmproxy.exchange import Document
 from llmproxy.providers.omissions import Omissions
 from llmproxy.providers.responses.messages import input_items
 from llmproxy.providers.responses.tools import tool_choice, tools
+from llmproxy.request import Document
 
 # The same in both, by name and meaning.
 _SAME: Final = (

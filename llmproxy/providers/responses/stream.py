@@ -9,7 +9,6 @@ from llmproxy.dialects.chat_answer import ChunkWriter
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
-from llmproxy.exchange import Document
 from llmproxy.providers.responses.answer import (
     PARAGRAPH,
     answer_identity,
@@ -27,6 +26,7 @@ from llmproxy.providers.responses.answer import (
     text_of,
 )
 from llmproxy.providers.responses.reasoning import reasoning_texts, thinking_block
+from llmproxy.request import Document
 
 
 @dataclass(slots=True)

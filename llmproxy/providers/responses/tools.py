@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmproxy.dialects.chat_request import Tool, read_tool_choice, read_tools
-from llmproxy.exchange import Document
 from llmproxy.providers.omissions import Omissions
+from llmproxy.request import Document
 
 
 def tools(document: Document, omissions: Omissions) -> list[Document]:

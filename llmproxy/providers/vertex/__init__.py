@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from llmproxy.config import ProviderConfig
 from llmproxy.errors import Failure, UpstreamError
-from llmproxy.exchange import Document, Operation, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.access_token import RenewedToken
 from llmproxy.providers.anthropic import ClaudeConfig
@@ -24,6 +24,7 @@ from llmproxy.providers.openai import HEADER_WORD
 from llmproxy.providers.vendor import Omissions
 from llmproxy.providers.vertex.claude import PUBLISHER, Claude, is_claude
 from llmproxy.providers.vertex.credentials import GoogleTokens, is_installed
+from llmproxy.request import Document, Operation, Request
 from llmproxy.services import Services, UpstreamRequest
 
 _EVERYWHERE: Final = "global"

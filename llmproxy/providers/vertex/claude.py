@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llmproxy.exchange import Headers, Request, Target
+from llmproxy.exchange import Target
 from llmproxy.providers import StreamDecoder
 from llmproxy.providers.anthropic import ClaudeConfig
 from llmproxy.providers.anthropic.messages_format import MessagesFormat, merged_betas
 from llmproxy.providers.anthropic.rules import load_models
 from llmproxy.providers.headers import is_value
+from llmproxy.request import Headers, Request
 
 PUBLISHER: Final = "anthropic"
 # Vertex AI has a name of its own for the older version of the API.

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from llmproxy.errors import UpstreamError
-from llmproxy.exchange import Document
 from llmproxy.providers.access_token import AccessToken
+from llmproxy.request import Document
 from llmproxy.services import HTTPClient, UpstreamRequest
 
 if TYPE_CHECKING:
