@@ -136,9 +136,7 @@ async def test_idle_slices_go_to_who_lacks_them(make_worker: MakeWorker, watched
     exchange = rich.let_in()
     await rich.settle_and_end(exchange, await rich.reserve(exchange, (day, Decimal(60))), ONE)
     assert await leased(watched, "a") >= 59
-    await wait_until(lambda: rich.database._listener._subscriptions != [])
-    await asyncio.sleep(0.1)
-    await poor.reserve(poor.let_in(), (day, Decimal(90)))
+    await reserve_once_given_back(poor, day, Decimal(90))
     assert await settled(watched, "a") + await leased(watched, "a") <= 100
 
 
@@ -392,7 +390,7 @@ async def reserve_once_given_back(worker: Worker, limit: Allowance, amount: Deci
     async with asyncio.timeout(10):
         while True:
             with suppress(AllowanceExhausted):
-                await worker.quotas.reserve(make_exchange(), [limit], [amount])
+                await worker.reserve(worker.let_in(), (limit, amount))
                 return
             await asyncio.sleep(0.05)
 
