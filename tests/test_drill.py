@@ -117,7 +117,8 @@ async def test_with_somewhere_to_go_every_fault_before_the_beginning_is_survived
     assert (refused.provider, refused.requests, refused.succeeded, refused.attempts) == ("anthropic", 2, 2, 2)
     assert refused.served_by == ("openai/gpt-4o",)
     assert found["safe", "cut"].problems == {"upstream_cut": 2}
-    assert (found["safe", "hang"].added_seconds or 0) >= 0.4
+    # What is usual is taken off, and on a busy machine that is a part of the half second, too.
+    assert (found["safe", "hang"].added_seconds or 0) >= 0.25
     assert (found["safe", "slow"].added_seconds or 0) >= len(STORY) * 0.2
 
 
