@@ -17,8 +17,8 @@ class Follower:
     """Has it read at the start and after each change; what could not be read is read later.
 
     Args:
-        read: Takes over everything there is. May raise StorageError. Never called again before it returns, so that
-            what was read before does not replace what was read later.
+        read: Takes over everything there is. May raise StorageError. It is never called again before it returns, so
+            that what was read before does not replace what was read later.
         failure: The event that is logged when it cannot be read.
     """
 
@@ -51,7 +51,7 @@ class Follower:
         async with self._reading:
             try:
                 await self._read()
-            except StorageError:
+            except Exception:
                 self._is_stale.set()
                 raise
 
@@ -61,6 +61,7 @@ class Follower:
             self._is_stale.clear()
             try:
                 await self.read()
-            except StorageError as error:
-                self._services.log.warning(self._failure, error=error.message)
+            except Exception as error:  # noqa: BLE001 - whatever one read runs into, the next change must be read
+                reason = error.message if isinstance(error, StorageError) else repr(error)
+                self._services.log.warning(self._failure, error=reason)
                 await self._services.clock.sleep(RETRY_SECONDS)

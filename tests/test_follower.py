@@ -95,26 +95,50 @@ async def test_what_was_read_before_does_not_replace_what_was_read_later(shared:
     assert shared.known == [1, 2]
 
 
-async def test_what_could_not_be_read_is_read_later(shared: Shared) -> None:
+class Failing:
+    """Reads in vain as often as it is told to."""
+
+    def __init__(self, shared: Shared, error: Exception) -> None:
+        self.failures = 0
+        self._shared = shared
+        self._error = error
+
+    async def read(self) -> None:
+        """Read, or fail."""
+        if self.failures:
+            self.failures -= 1
+            raise self._error
+        await self._shared.read()
+
+
+UNREACHABLE = StorageError("The database cannot be reached; try again.")
+
+
+@pytest.mark.parametrize("error", [UNREACHABLE, LookupError("number")])
+async def test_what_could_not_be_read_is_read_later(shared: Shared, error: Exception) -> None:
     """Also when nobody says again that it has changed, for the word is spent."""
-    clock, failures = Clock(), 2
-
-    async def read() -> None:
-        nonlocal failures
-        if failures:
-            failures -= 1
-            raise StorageError("The database cannot be reached; try again.")
-        await shared.read()
-
-    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, read, failure="not_read")
+    clock, reader = Clock(), Failing(shared, error)
+    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, reader.read, failure="not_read")
     await follower.start()
-    assert shared.known == []
-    await wait_until(lambda: failures == 0)
+    assert shared.known[0] == 1
+    reader.failures = 1
+    await shared.change(2)
+    await wait_until(lambda: reader.failures == 0)
     await clock.advance(2)
-    await wait_until(lambda: shared.known[-1:] == [1])
-    await shared.database.execute("UPDATE shared SET number = 5")
-    failures = 1
+    await wait_until(lambda: shared.known[-1] == 2)
+    follower.stop()
+
+
+async def test_it_begins_without_a_database(shared: Shared) -> None:
+    """What cannot be read at the start is read later; who has it read at once is told."""
+    clock, reader = Clock(), Failing(shared, UNREACHABLE)
+    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, reader.read, failure="not_read")
+    reader.failures = 3
     with pytest.raises(StorageError):
         await follower.read()
-    await wait_until(lambda: shared.known[-1] == 5)
+    await follower.start()
+    await wait_until(lambda: reader.failures == 0)
+    assert shared.known == []
+    await clock.advance(2)
+    await wait_until(lambda: shared.known[-1:] == [1])
     follower.stop()
