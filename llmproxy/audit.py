@@ -104,13 +104,14 @@ class Recorder:
         while orphan := self._journal.claim():
             try:
                 await self._record(orphan)
-                if not await self._is_passed_on(orphan.owner):
+                if not await self._pass_on(orphan.owner):
                     return
                 orphan.delete()
             finally:
                 orphan.release()
 
-    async def _is_passed_on(self, owner: str) -> bool:
+    async def _pass_on(self, owner: str) -> bool:
+        """Tell of a journal that is recorded; whether that could be done."""
         if self._replayed is None:
             return True
         try:

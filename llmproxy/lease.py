@@ -14,6 +14,8 @@ from llmproxy.segments import encode_json
 
 # Slices grow for a worker that asks more often than this, and shrink for one that asks more seldom than ten times that.
 BUSY_SECONDS: Final = 1.0
+# After a call that failed the next one is not tried before.
+AWAY_SECONDS: Final = 0.5
 _MOST_EXTRA: Final = 4096
 _LEAST_EXTRA: Final = 16
 _ZERO: Final = Decimal(0)

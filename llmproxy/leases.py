@@ -16,7 +16,7 @@ from typing import Final
 from llmproxy.allowances import Allowance
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.lease import Lease, Together, Want, described
+from llmproxy.lease import AWAY_SECONDS, Lease, Together, Want, described
 from llmproxy.openings import Openings
 from llmproxy.request import Document
 from llmproxy.segments import encode_json
@@ -24,8 +24,6 @@ from llmproxy.services import Clock, Database, Log, Tasks
 
 # A request waits for a slice this long; Postgres may be given longer for anything that nobody waits for.
 CALL_SECONDS: Final = 2.0
-# After a call that failed the next one is not tried before.
-AWAY_SECONDS: Final = 0.5
 # How long a refusal is believed: what others have given back by then goes unnoticed for as long.
 REFUSED_SECONDS: Final = 1.0
 HEARTBEAT_SECONDS: Final = 10.0

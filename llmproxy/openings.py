@@ -11,7 +11,7 @@ from typing import Final
 
 from llmproxy.db import REJECTED
 from llmproxy.errors import StorageError
-from llmproxy.lease import Lease, Want, described
+from llmproxy.lease import AWAY_SECONDS, Lease, Want, described
 from llmproxy.segments import encode_json
 from llmproxy.services import Clock, Database, Log, Tasks
 
@@ -19,8 +19,6 @@ from llmproxy.services import Clock, Database, Log, Tasks
 OPENED_SECONDS: Final = 2.0
 # What takes too long to count, or cannot be counted, is not tried again before.
 OPENED_AGAIN_SECONDS: Final = 10.0
-# The same where the database could not be reached.
-AWAY_SECONDS: Final = 0.5
 
 
 class Openings:
