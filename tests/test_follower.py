@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from llmproxy.api import Database, Follower, StorageError
 from llmproxy.db import Postgres
+from llmproxy.services import Clock as AnyClock
 from llmproxy.services import SystemClock
 from llmproxy.testing import make_services, wait_until
 from llmproxy.testing.clock import Clock
-from llmproxy.testing.database import make_postgres
 
 CHANNEL = "changes"
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Postgres]:
-    """A database of the test's own."""
-    postgres = make_postgres(database_url)
-    await postgres.open()
-    yield postgres
-    await postgres.close()
 
 
 class Shared:
@@ -32,10 +23,12 @@ class Shared:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.known: list[int] = []
+        self.asked = 0
         self.before_it_is_taken_over: Callable[[], asyncio.Future[None]] | None = None
 
     async def read(self) -> None:
         """Take it over."""
+        self.asked += 1
         row = await self.database.fetch_row("SELECT number FROM shared")
         if self.before_it_is_taken_over is not None:
             await self.before_it_is_taken_over()
@@ -54,11 +47,14 @@ async def shared(database: Postgres) -> Shared:
     return Shared(database)
 
 
+def make_follower(shared: Shared, read: Callable[[], Awaitable[None]], clock: AnyClock) -> Follower:
+    """A worker's."""
+    return Follower(make_services(database=shared.database, clock=clock), CHANNEL, read, failure="not_read")
+
+
 async def test_what_changes_is_read_until_nobody_wants_it(shared: Shared) -> None:
     """At the start, and whenever somebody says so; not after the stop."""
-    follower = Follower(
-        make_services(database=shared.database, clock=SystemClock()), CHANNEL, shared.read, failure="not_read"
-    )
+    follower = make_follower(shared, shared.read, SystemClock())
     await follower.start()
     assert shared.known[0] == 1
     await shared.change(2)
@@ -66,16 +62,18 @@ async def test_what_changes_is_read_until_nobody_wants_it(shared: Shared) -> Non
     await shared.change(3)
     await wait_until(lambda: shared.known[-1] == 3)
     follower.stop()
+    other = Shared(shared.database)
+    witness = make_follower(other, other.read, SystemClock())
+    await witness.start()
     await shared.change(4)
-    await asyncio.sleep(0.1)
+    await wait_until(lambda: other.known[-1] == 4)
+    witness.stop()
     assert shared.known[-1] == 3
 
 
 async def test_what_was_read_before_does_not_replace_what_was_read_later(shared: Shared) -> None:
     """However long it takes to take over what was read."""
-    follower = Follower(
-        make_services(database=shared.database, clock=SystemClock()), CHANNEL, shared.read, failure="not_read"
-    )
+    follower = make_follower(shared, shared.read, SystemClock())
     slow: list[asyncio.Future[None]] = []
 
     def hold() -> asyncio.Future[None]:
@@ -89,7 +87,9 @@ async def test_what_was_read_before_does_not_replace_what_was_read_later(shared:
     await wait_until(lambda: len(slow) == 1)
     await shared.change(2)
     later = asyncio.get_running_loop().create_task(follower.read())
-    await asyncio.sleep(0.1)
+    # Time enough to ask, had it not to wait.
+    await asyncio.sleep(0)
+    assert shared.asked == 1
     slow[0].set_result(None)
     await asyncio.gather(earlier, later)
     assert shared.known == [1, 2]
@@ -118,7 +118,7 @@ UNREACHABLE = StorageError("The database cannot be reached; try again.")
 async def test_what_could_not_be_read_is_read_later(shared: Shared, error: Exception) -> None:
     """Also when nobody says again that it has changed, for the word is spent."""
     clock, reader = Clock(), Failing(shared, error)
-    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, reader.read, failure="not_read")
+    follower = make_follower(shared, reader.read, clock)
     await follower.start()
     assert shared.known[0] == 1
     reader.failures = 1
@@ -132,7 +132,7 @@ async def test_what_could_not_be_read_is_read_later(shared: Shared, error: Excep
 async def test_it_begins_without_a_database(shared: Shared) -> None:
     """What cannot be read at the start is read later; who has it read at once is told."""
     clock, reader = Clock(), Failing(shared, UNREACHABLE)
-    follower = Follower(make_services(database=shared.database, clock=clock), CHANNEL, reader.read, failure="not_read")
+    follower = make_follower(shared, reader.read, clock)
     reader.failures = 3
     with pytest.raises(StorageError):
         await follower.read()

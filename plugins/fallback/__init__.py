@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -66,10 +65,9 @@ class Fallback:
         self._config = config
         self._clock = services.clock
         self._health = Health(config.health)
-        self._shared = SharedHealth(self._health, services.database, services.clock, services.log)
+        self._shared = SharedHealth(self._health, services)
         self._chooser = Chooser(config, self._health, Random())  # noqa: S311 - jitter is no secret
         self._hedging = Hedging(lambda: services.clock.now().date()) if config.has_hedges else None
-        self._stop_sharing: list[Callable[[], object]] = []
         self.unused_hooks = {
             *(() if config.has_hedges else ("hedge",)),
             *(() if config.has_continuations else ("on_stream_error",)),
@@ -88,18 +86,14 @@ class Fallback:
         cli.add_command(targets_command(cli.gateway))
 
     @hookimpl
-    def startup(self, services: Services) -> None:
+    def startup(self) -> None:
         """Share health with the other workers."""
-        self._stop_sharing = [
-            self._shared.listen(),
-            services.tasks.start("fallback health", self._shared.run()).cancel,
-        ]
+        self._shared.start()
 
     @hookimpl
     def shutdown(self) -> None:
         """Share it no more."""
-        for stop in self._stop_sharing:
-            stop()
+        self._shared.stop()
 
     # Choosing
 

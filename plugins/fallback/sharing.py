@@ -6,14 +6,13 @@ and tells the others when it is back.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Final
 
-from llmproxy.api import Clock, Connection, Database, Log, Row, StorageError
+from llmproxy.api import Connection, Follower, Row, Services, StorageError
 from llmproxy_plugins.fallback.health import CoolDown, Health, TargetKey
 
 _CHANNEL: Final = "fallback_cool_downs"
+# Cool-downs may be over soon.
 _RETRY_SECONDS: Final = 1.0
 # Over before the others could know of it.
 _LEAST_SECONDS: Final = 1.0
@@ -37,28 +36,32 @@ _READ: Final = """
 
 
 class SharedHealth:
-    """Keeps one worker's health and the table alike; to be told with `changed` of each change, and to be `run`."""
+    """Keeps one worker's health and the table alike; to be told with `changed` of each change."""
 
-    def __init__(self, health: Health, database: Database, clock: Clock, log: Log) -> None:
+    def __init__(self, health: Health, services: Services) -> None:
         self._health = health
-        self._database = database
-        self._clock = clock
-        self._log = log
+        self._database = services.database
+        self._clock = services.clock
         self._unwritten: set[TargetKey] = set()
         # Those that have a row, as far as is known: when one is gone, somebody has found the target well.
         self._shared: set[TargetKey] = set()
-        self._stale = asyncio.Event()
-        self._exchanging = asyncio.Lock()
+        self._follower = Follower(
+            services, _CHANNEL, self._exchange, failure="fallback_health_not_shared", retry_seconds=_RETRY_SECONDS
+        )
 
-    def listen(self) -> Callable[[], None]:
-        """Hear of what others change, until what is returned is called."""
-        return self._database.listen(_CHANNEL, lambda _payload: self._stale.set(), self._stale.set)
+    def start(self) -> None:
+        """Write and read whenever there is something to write, or to read."""
+        self._follower.follow()
+
+    def stop(self) -> None:
+        """Share it no more."""
+        self._follower.stop()
 
     def changed(self, key: TargetKey) -> None:
         """A target has begun to cool down, or has recovered."""
         if self._concerns_others(key):
             self._unwritten.add(key)
-            self._stale.set()
+            self._follower.read_soon()
         else:
             self._unwritten.discard(key)
 
@@ -68,32 +71,19 @@ class SharedHealth:
             return key in self._shared
         return cool_down.until - cool_down.began >= _LEAST_SECONDS
 
-    async def run(self) -> None:
-        """Write and read whenever there is something to write, or to read, for as long as it is not cancelled."""
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                await self.exchange()
-            except StorageError as error:
-                self._log.warning("fallback_health_not_shared", error=error.message)
-                await self._clock.sleep(_RETRY_SECONDS)
-                self._stale.set()
-
-    async def exchange(self) -> None:
-        """Write what is new here, and take over what is new there. Raises StorageError."""
-        async with self._exchanging:
-            while self._unwritten:
-                await self._write(self._unwritten.pop())
-            self._adopt({_key(row): row for row in await self._database.fetch(_READ)})
-
     async def reset(self, key: TargetKey) -> None:
         """Have every worker take a target for well. Raises StorageError; here it is done all the same."""
         self._health.forget(key)
         self._shared.add(key)
         self._unwritten.add(key)
-        self._stale.set()
-        await self.exchange()
+        self._follower.read_soon()
+        await self._follower.read()
+
+    async def _exchange(self) -> None:
+        """Write what is new here, and take over what is new there."""
+        while self._unwritten:
+            await self._write(self._unwritten.pop())
+        self._adopt({_key(row): row for row in await self._database.fetch(_READ)})
 
     async def _write(self, key: TargetKey) -> None:
         # Before it is there, for the target may recover in the meantime, and then it has to go again.
