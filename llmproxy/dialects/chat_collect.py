@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
 from llmproxy.request import Document
@@ -76,7 +76,7 @@ class ChunkCollector:
         self._head |= {name: chunk[name] for name in _REPEATED if chunk.get(name) is not None}
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
-        for choice in _objects(chunk.get("choices")):
+        for choice in objects_in(chunk.get("choices")):
             index = choice.get("index")
             _add(self._choices.setdefault(index if isinstance(index, int) else 0, _Choice()), choice)
             self._note_lost(choice.get("delta"))
@@ -104,7 +104,7 @@ def _add(choice: _Choice, chunk: Document) -> None:
             choice.lists.setdefault(name, []).extend(delta[name])
     if isinstance(delta.get("extra_content"), dict):
         choice.extra_content |= delta["extra_content"]
-    for call in _objects(delta.get("tool_calls")):
+    for call in objects_in(delta.get("tool_calls")):
         _add_call(choice, call)
 
 
@@ -149,8 +149,3 @@ def _finished(index: int, choice: _Choice) -> Document:
     if calls:
         message["tool_calls"] = calls
     return {"index": index, "message": message, "logprobs": None, **choice.ending}
-
-
-# The value is whatever the provider sent.
-def _objects(value: Any) -> Sequence[Document]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

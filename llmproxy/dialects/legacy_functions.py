@@ -6,11 +6,12 @@ client makes one call at a time: of parallel ones it gets the first, and the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import orjson
 
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents
 from llmproxy.request import Document
 from llmproxy.sse import encode_event
@@ -46,7 +47,7 @@ def uses_functions(request: Document) -> bool:
 
 def with_function_calls(completion: Document) -> Document:
     """A chat completion with function calls in place of tool calls; the same object when it holds none."""
-    choices = _objects(completion.get("choices"))
+    choices = objects_in(completion.get("choices"))
     turned = [_choice(choice, "message") for choice in choices]
     return completion if turned == choices else {**completion, "choices": turned}
 
@@ -63,7 +64,7 @@ def function_call_events(events: Iterable[bytes]) -> Iterator[bytes]:
 def _event(event: ObjectEvent) -> bytes:
     if event.document is None:
         return event.raw
-    choices = _objects(event.document.get("choices"))
+    choices = objects_in(event.document.get("choices"))
     turned = [_choice(choice, "delta") for choice in choices if not _is_for_others(choice)]
     if turned == choices:
         return event.raw
@@ -102,9 +103,5 @@ def _message(message: Document) -> Document:
 
 # The values are whatever the provider sent.
 def _first_call(message: Document) -> Any:
-    calls = (call for call in _objects(message.get("tool_calls")) if isinstance(call.get("function"), dict))
+    calls = (call for call in objects_in(message.get("tool_calls")) if isinstance(call.get("function"), dict))
     return next((call for call in calls if call.get("index", 0) == 0), None)
-
-
-def _objects(value: Any) -> Sequence[Document]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

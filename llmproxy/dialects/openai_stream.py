@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.openai_chat import reported_usage
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import object_or_none
@@ -138,7 +138,7 @@ class StreamFacts:
         self.error = stated_error(document)
         if self.error is not None:
             return False
-        choices = _objects(document.get("choices"))
+        choices = objects_in(document.get("choices"))
         for position, choice in enumerate(choices):
             self._learn_choice(position, choice)
         return self._learn_usage(document) and self._hide_usage and not choices
@@ -167,8 +167,3 @@ def _is_content(choice: Document) -> bool:
     if isinstance(delta, dict) and any(delta.get(name) for name in _CONTENT_MEMBERS):
         return True
     return bool(choice.get("text"))
-
-
-# The value is whatever the provider sent.
-def _objects(value: Any) -> Sequence[Document]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

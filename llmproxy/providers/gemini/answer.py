@@ -20,6 +20,7 @@ from llmproxy.dialects.chat_answer import (
     new_call_id,
     settled_reason,
 )
+from llmproxy.dialects.objects import objects_in
 from llmproxy.errors import UpstreamBroken
 from llmproxy.providers.gemini.citations import citations_of
 from llmproxy.providers.gemini.content import Issuer
@@ -61,7 +62,7 @@ def translate_answer(
 
     Raises UpstreamBroken when there is no answer in it.
     """
-    refusal, candidates = prompt_refusal(document), objects(document.get("candidates"))
+    refusal, candidates = prompt_refusal(document), objects_in(document.get("candidates"))
     if refusal is not None:
         answers = [_refused(identity, *refusal)]
     else:
@@ -128,7 +129,7 @@ def prompt_refusal(document: Document) -> tuple[str, str] | None:
     """Why the prompt was blocked, in Google's word and as a sentence; None when it was not."""
     feedback = document.get("promptFeedback")
     reason = feedback.get("blockReason") if isinstance(feedback, dict) else None
-    if not isinstance(feedback, dict) or not isinstance(reason, str) or objects(document.get("candidates")):
+    if not isinstance(feedback, dict) or not isinstance(reason, str) or objects_in(document.get("candidates")):
         return None
     message = feedback.get("blockReasonMessage")
     stated = message if isinstance(message, str) and message else f"The provider blocked the prompt: {reason}."
@@ -151,15 +152,10 @@ def failed(native: str | None) -> UpstreamBroken:
     return UpstreamBroken(f"The model's answer could not be used ({reason}); ask again.")
 
 
-def objects(value: object) -> Sequence[Document]:
-    """The objects in a list; none when it is no list."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def parts_of(candidate: Document) -> Sequence[Document]:
     """The parts of a candidate's content."""
     content = candidate.get("content")
-    return objects(content.get("parts")) if isinstance(content, dict) else []
+    return objects_in(content.get("parts")) if isinstance(content, dict) else []
 
 
 def text_of(part: Document) -> str:
@@ -215,10 +211,10 @@ def image_of(part: Document) -> Document | None:
 def logprobs_of(candidate: Document) -> Document | None:
     """Log probabilities in OpenAI's form; None when there are none."""
     result = candidate.get("logprobsResult")
-    chosen = objects(result.get("chosenCandidates")) if isinstance(result, dict) else []
+    chosen = objects_in(result.get("chosenCandidates")) if isinstance(result, dict) else []
     if not chosen or not isinstance(result, dict):
         return None
-    tops = [objects(step.get("candidates")) for step in objects(result.get("topCandidates"))]
+    tops = [objects_in(step.get("candidates")) for step in objects_in(result.get("topCandidates"))]
     tops.extend([] for _ in chosen[len(tops) :])
     content = [
         {**_token(token), "top_logprobs": [_token(other) for other in others]}
@@ -290,7 +286,7 @@ def _media(metadata: Document, name: str) -> _MediaTokens:
     if name not in metadata:
         return _ALL_TEXT
     audio = image = 0
-    for entry in objects(metadata[name]):
+    for entry in objects_in(metadata[name]):
         modality = entry.get("modality")
         if modality == "AUDIO":
             audio += _count(entry, "tokenCount")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmproxy.dialects.chat_answer import url_citation
+from llmproxy.dialects.objects import objects_in
 from llmproxy.request import Document
 
 
@@ -25,7 +26,7 @@ def citations_of(candidate: Document, texts: Sequence[str]) -> list[Document]:
 
 def _grounded(grounding: Document, texts: Sequence[str]) -> Iterator[Document]:
     chunks = grounding.get("groundingChunks")
-    for support in _objects(grounding.get("groundingSupports")):
+    for support in objects_in(grounding.get("groundingSupports")):
         segment = support.get("segment")
         part = _number(segment, "partIndex")
         if not isinstance(segment, dict) or part >= len(texts):
@@ -47,7 +48,7 @@ def _sources(chunks: object, indices: object) -> Iterator[tuple[str, str]]:
 
 
 def _recited(recitation: Document, text: str) -> Iterator[Document]:
-    for citation in _objects(recitation.get("citations") or recitation.get("citationSources")):
+    for citation in objects_in(recitation.get("citations") or recitation.get("citationSources")):
         if isinstance(citation.get("uri"), str):
             start, end = (_characters(text, _number(citation, name)) for name in ("startIndex", "endIndex"))
             yield url_citation(start, end, _title(citation), citation["uri"])
@@ -67,7 +68,3 @@ def _number(holder: object, name: str) -> int:
     """An offset; Google leaves out zeros."""
     value = holder.get(name) if isinstance(holder, dict) else None
     return value if isinstance(value, int) and value > 0 else 0
-
-
-def _objects(value: object) -> Sequence[Document]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from llmproxy.dialects.chat_answer import AnsweredCall, AnswerIdentity, ChunkWriter, FinishReason, custom_input
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.upstream_events import ObjectEvent, ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
 from llmproxy.providers.gemini import errors
@@ -21,7 +22,6 @@ from llmproxy.providers.gemini.answer import (
     image_of,
     is_failure,
     logprobs_of,
-    objects,
     parts_of,
     prompt_refusal,
     searches_of,
@@ -82,7 +82,7 @@ class GeminiStream:
             self._usage |= metadata
         if (refusal := prompt_refusal(document)) is not None:
             yield from self._candidate(0).refuse(*refusal)
-        for position, candidate in enumerate(objects(document.get("candidates"))):
+        for position, candidate in enumerate(objects_in(document.get("candidates"))):
             index = candidate.get("index", position)
             if not isinstance(index, int) or not 0 <= index < _MAX_CANDIDATES:
                 raise UpstreamBroken("The provider's stream numbers its candidates wrongly.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -16,6 +16,7 @@ from llmproxy.dialects.chat_answer import (
     new_call_id,
     url_citation,
 )
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.openai_chat import usage_of
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.errors import UpstreamBroken, UpstreamError
@@ -45,7 +46,7 @@ def chat_answer(response: Document, issuer: str, model: str, created: int) -> Ch
     if not isinstance(response.get("output"), list):
         raise UpstreamBroken("The provider's answer holds no output.")
     answer = ChatAnswer(answer_identity(response, model, created))
-    for item in objects(response["output"]):
+    for item in objects_in(response["output"]):
         _take(item, answer, issuer)
     answer.finish_reason, answer.native_finish_reason = finish_reason(response, has_calls=bool(answer.tool_calls))
     answer.usage = response_usage(response)
@@ -95,7 +96,7 @@ def finish_reason(response: Document, *, has_calls: bool) -> tuple[FinishReason,
 def response_usage(response: Document) -> Usage | None:
     """Usage, with the searches of the web that its output shows."""
     usage = usage_of(response)
-    searches = sum(_is_search(item) for item in objects(response.get("output")))
+    searches = sum(_is_search(item) for item in objects_in(response.get("output")))
     return usage._replace(web_searches=searches) if usage and searches else usage
 
 
@@ -117,7 +118,7 @@ def members_of_the_whole(response: Document) -> Iterator[tuple[str, object]]:
 
 def citations(part: Document, start: int) -> Iterator[Document]:
     """The citations of pages on the web in a text that starts at `start` of the joined text."""
-    for annotation in objects(part.get("annotations")):
+    for annotation in objects_in(part.get("annotations")):
         match annotation:
             case {"type": "url_citation", "start_index": int(first), "end_index": int(last), "url": str(url)}:
                 title = annotation.get("title")
@@ -129,7 +130,7 @@ def citations(part: Document, start: int) -> Iterator[Document]:
 
 def logprobs(part: Document) -> Document | None:
     """A text's log probabilities, which both APIs write alike; None when there are none."""
-    found = objects(part.get("logprobs"))
+    found = objects_in(part.get("logprobs"))
     return {"content": found, "refusal": None} if found else None
 
 
@@ -159,12 +160,6 @@ def text_of(holder: Document, name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-# The value is whatever the provider sent.
-def objects(value: Any) -> list[Document]:
-    """The objects in a list; none when it is no list."""
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
-
-
 def _unfinished() -> UpstreamError:
     return UpstreamBroken("The provider's answer was not finished, and it gave no reason.")
 
@@ -190,7 +185,7 @@ def _take(item: Document, answer: ChatAnswer, issuer: str) -> None:
 
 def _take_message(item: Document, answer: ChatAnswer) -> None:
     answer.extra_content = phase(item) or answer.extra_content
-    for part in objects(item.get("content")):
+    for part in objects_in(item.get("content")):
         if part.get("type") == "refusal":
             answer.refusal = (answer.refusal or "") + text_of(part, "refusal")
         elif part.get("type") == "output_text":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from llmproxy.dialects.chat_answer import ChunkWriter
+from llmproxy.dialects.objects import objects_in
 from llmproxy.dialects.openai_errors import stated_error
 from llmproxy.dialects.upstream_events import ObjectEvents, cut_short
 from llmproxy.errors import UpstreamBroken
@@ -19,7 +20,6 @@ from llmproxy.providers.responses.answer import (
     finish_reason,
     logprobs,
     members_of_the_whole,
-    objects,
     phase,
     response_usage,
     stated_failure,
@@ -107,7 +107,7 @@ class ResponseEvents:
         response = _member(event, "response")
         if error := failure(response):
             raise error
-        output = objects(response.get("output"))
+        output = objects_in(response.get("output"))
         if self._is_empty:
             for number, unannounced in enumerate(output):
                 yield from self._close({"output_index": number, "item": unannounced})
@@ -158,7 +158,7 @@ class ResponseEvents:
                 return
 
     def _close_message(self, item: _Item, native: Document) -> Iterator[bytes]:
-        for number, part in enumerate(objects(native.get("content"))):
+        for number, part in enumerate(objects_in(native.get("content"))):
             place = str(number)
             if part.get("type") == "refusal":
                 yield from self._refusal(item, place, text_of(part, "refusal"), is_whole=True)
