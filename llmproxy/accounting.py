@@ -7,10 +7,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from llmproxy import estimate
 from llmproxy.allowances import WorstCase
 from llmproxy.ceilings import input_ceiling_tokens, output_ceiling_tokens, search_ceiling
 from llmproxy.errors import UpstreamRefused, UpstreamSuperseded, UpstreamTimeout
+from llmproxy.estimate import CountTokens, Estimator
 from llmproxy.exchange import Attempt, Exchange, StreamProgress, Target
 from llmproxy.offers import Offers
 from llmproxy.prices import Prices, is_empty
@@ -25,12 +25,19 @@ _CHARGED_OTHERWISE: Final = frozenset({"tools", "web_search_options", "service_t
 
 
 class Accounting:
-    """Usage and cost, from what providers said and what they charge."""
+    """Usage and cost, from what providers said and what they charge.
 
-    def __init__(self, endpoints: Endpoints, prices: PriceBook, clock: Clock) -> None:
+    Args:
+        count_tokens: The tokenizer for what no provider told; without one it is estimated from sizes.
+    """
+
+    def __init__(
+        self, endpoints: Endpoints, prices: PriceBook, clock: Clock, count_tokens: CountTokens | None = None
+    ) -> None:
         self._endpoints = endpoints
         self._offers = Offers(prices)
         self._clock = clock
+        self._estimator = Estimator(count_tokens)
 
     def settle(self, exchange: Exchange) -> None:
         """Fill in usage and cost of every attempt, and of the exchange as a whole."""
@@ -74,7 +81,7 @@ class Accounting:
             # No request is without a token: this one's were not told.
             attempt.usage = None
         if attempt.usage is None and was_served(attempt):
-            attempt.usage = _guessed_usage(exchange, attempt)
+            attempt.usage = self._guessed_usage(exchange, attempt)
         if attempt.usage is not None:
             # By the price at its beginning, which was reserved: settling again later comes to the same.
             attempt.cost = self.cost(attempt.target, attempt.usage, attempt.started_at)
@@ -84,10 +91,28 @@ class Accounting:
         if progress.usage is None:
             return None
         told = self._endpoints[attempt.target.provider, attempt.target.credential].usage(progress.usage)
-        if told is None or progress.is_complete or told.output_tokens >= progress.estimated_tokens:
+        if told is None or progress.is_complete:
             return told
-        unseen_tokens = progress.estimated_tokens - told.output_tokens
+        unseen_tokens = self._estimator.streamed_tokens(progress) - told.output_tokens
+        if unseen_tokens <= 0:
+            return told
         return told._replace(text_output_tokens=told.text_output_tokens + unseen_tokens, provenance="estimated")
+
+    def _guessed_usage(self, exchange: Exchange, attempt: Attempt) -> Usage:
+        usage = self._estimated_usage(exchange, attempt)
+        asked = None if "service_tier" in attempt.dropped else attempt.request.document.get("service_tier")
+        return usage._replace(service_tier=service_tier(asked))
+
+    def _estimated_usage(self, exchange: Exchange, attempt: Attempt) -> Usage:
+        request, estimator = attempt.request, self._estimator
+        if attempt.progress is not None:
+            return estimator.estimated(request, estimator.streamed_tokens(attempt.progress))
+        if exchange.answer is not None and attempt.error is None and attempt is exchange.attempts[-1]:
+            is_vectors = request.operation is Operation.EMBEDDINGS
+            return estimator.estimated(request, 0 if is_vectors else estimator.answer_tokens(exchange.answer.body))
+        if request.is_stream:
+            return estimator.estimated(request, 0)
+        return estimator.unseen(request, attempt.duration_seconds or 0.0)
 
 
 class Ceiling:
@@ -174,21 +199,3 @@ def total(costs: Sequence[Cost]) -> Cost | None:
     amount = None if None in amounts else sum((a for a in amounts if a is not None), Decimal(0))
     provenance = max((cost.provenance for cost in costs), key=("measured", "estimated", "assumed").index)
     return Cost(amount, provenance, costs[-1].price_source)
-
-
-def _guessed_usage(exchange: Exchange, attempt: Attempt) -> Usage:
-    usage = _usage_by_size(exchange, attempt)
-    asked = None if "service_tier" in attempt.dropped else attempt.request.document.get("service_tier")
-    return usage._replace(service_tier=service_tier(asked))
-
-
-def _usage_by_size(exchange: Exchange, attempt: Attempt) -> Usage:
-    request = attempt.request
-    if attempt.progress is not None:
-        return estimate.estimated(request, attempt.progress.estimated_tokens)
-    if exchange.answer is not None and attempt.error is None and attempt is exchange.attempts[-1]:
-        is_vectors = request.operation is Operation.EMBEDDINGS
-        return estimate.estimated(request, 0 if is_vectors else estimate.tokens_in(len(exchange.answer.body)))
-    if request.is_stream:
-        return estimate.estimated(request, 0)
-    return estimate.unseen(request, attempt.duration_seconds or 0.0)

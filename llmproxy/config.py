@@ -19,6 +19,7 @@ Seconds = Annotated[float, Field(gt=0)]
 Pattern = Annotated[str, Field(min_length=1)]
 Price = Annotated[Decimal, Field(ge=0)]
 EventLoop = Literal["asyncio", "uvloop"]
+TokenizerName = Literal["cl100k_base", "o200k_base"]
 KeptBodies = Literal["none", "requests", "responses", "all"]
 # As good as for ever, and no date is too far to be reckoned with.
 MAX_DAYS: Final = 36_500
@@ -298,6 +299,22 @@ class PriceConfig(RatesConfig):
         return self
 
 
+class EstimatesConfig(Section):
+    """What is charged where a provider does not tell what it used."""
+
+    tokenizer: TokenizerName | None = Field(
+        default=None,
+        description="Counts tokens; comes with `llmproxy[tokenizer]`. null: from sizes, four bytes a token.",
+    )
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _is_installed(cls, name: TokenizerName | None) -> TokenizerName | None:
+        if name is not None and find_spec("bpe_openai") is None:
+            raise ValueError("the tokenizer is not installed; install llmproxy[tokenizer]")
+        return name
+
+
 class LoggingConfig(Section):
     """The gateway's own log, on standard error."""
 
@@ -342,6 +359,7 @@ class Config(Section):
     prices: tuple[PriceConfig, ...] = Field(
         default=(), description="Prices of your own; the first that matches counts."
     )
+    estimates: EstimatesConfig = EstimatesConfig()
     plugins: Annotated[RawSections, BeforeValidator(_listed)] = Field(
         default_factory=dict, description="Only what stands here runs, in this order."
     )

@@ -90,10 +90,18 @@ class StreamProgress(Protocol):
     Attributes:
         usage: A document whose `usage` is what the provider has told; None as long as it told nothing.
         has_content: Whether anything a user could notice has passed.
+        event_count: How many events it has had.
+        size_bytes: The size of them all.
     """
 
     usage: Document | None
     has_content: bool
+    event_count: int
+    size_bytes: int
+
+    @property
+    def sample(self) -> bytes:
+        """The first events with content: as many whole ones as tell what the others are like."""
 
     @property
     def is_complete(self) -> bool:

@@ -35,6 +35,7 @@ from llmproxy.quotas import Quotas
 from llmproxy.remote_images import RemoteImages
 from llmproxy.routes import Routes
 from llmproxy.services import Log, Services
+from llmproxy.tokenizer import tokenizer
 from llmproxy.yaml_reader import KeyPath
 
 DEFAULT_CONFIG_NAME: Final = "built-in defaults"
@@ -99,7 +100,8 @@ class Gateway:
         self._log = core.services.log
         config, services = configuration.config, core.services
         hooks, endpoints = configuration.plugins.hooks, configuration.endpoints
-        accounting = Accounting(endpoints, configuration.prices, services.clock)
+        count_tokens = tokenizer(config.estimates.tokenizer) if config.estimates.tokenizer else None
+        accounting = Accounting(endpoints, configuration.prices, services.clock, count_tokens)
         attempts = Attempts(
             endpoints,
             core.transport,

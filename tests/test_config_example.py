@@ -108,7 +108,7 @@ def test_the_example_needs_no_variable() -> None:
     defaults, _ = load_config(None, {})
     document.validate(ProviderConfig, "providers", "local")
     assert document.mistakes == ()
-    for section in ("server", "database", "journal", "audit", "timeouts", "plugins", "logging"):
+    for section in ("server", "database", "journal", "audit", "timeouts", "estimates", "plugins", "logging"):
         assert getattr(config, section) == getattr(defaults, section)
 
 

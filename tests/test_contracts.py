@@ -33,7 +33,7 @@ LAYERS = (
     ),
     (
         *("config", "yaml_reader", "config_mistakes", "config_document", "config_schema", "services", "providers"),
-        *("scopes", "webhooks", "follower"),
+        *("scopes", "webhooks", "follower", "tokenizer"),
     ),
     ("hookspecs", "hookcalls", "hookrules", "hookwrappers", "hooks", "hookdocs", "plugins", "api"),
     (

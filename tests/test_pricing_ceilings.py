@@ -22,7 +22,7 @@ from llmproxy.ceilings import (
     search_ceiling,
 )
 from llmproxy.config import PriceConfig
-from llmproxy.estimate import input_tokens
+from llmproxy.estimate import Estimator
 from llmproxy.exchange import Target
 from llmproxy.pricing import PriceBook
 from llmproxy.providers import Provider
@@ -214,6 +214,6 @@ def test_no_answer_costs_more_than_its_worst_case(data: st.DataObject) -> None:
 def test_an_estimate_does_not_take_pictures_for_text() -> None:
     """Thirty thousand bytes of image are some thousand tokens, not ten thousand."""
     text = request({"model": "m", "messages": [{"role": "user", "content": "word " * 80}]})
-    assert 100 <= input_tokens(text) <= 130
-    assert 1000 < input_tokens(chat(image(DATA_URL))) < 1100
-    assert input_tokens(chat({"type": "file", "file": {"file_data": DATA}})) < len(orjson.dumps(DATA)) // 20
+    assert 100 <= Estimator().input_tokens(text) <= 130
+    assert 1000 < Estimator().input_tokens(chat(image(DATA_URL))) < 1100
+    assert Estimator().input_tokens(chat({"type": "file", "file": {"file_data": DATA}})) < len(orjson.dumps(DATA)) // 20

@@ -46,12 +46,18 @@ def embedded_media(document: Document) -> list[EmbeddedMedia]:
     return found
 
 
+# The part is whatever the client sent.
+def media_kind(part: Any) -> MediaKind | None:
+    """What a part of a message is, if it is not text."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return _KINDS.get(kind) if isinstance(kind, str) else None
+
+
 # The parts are whatever the client sent.
 def _in_parts(parts: list[Any]) -> Iterator[EmbeddedMedia]:
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(kind, str) and kind in _KINDS:
-            yield EmbeddedMedia(_KINDS[kind], _text_size(part, _MAX_DEPTH))
+        if (kind := media_kind(part)) is not None:
+            yield EmbeddedMedia(kind, _text_size(part, _MAX_DEPTH))
 
 
 # The value is whatever the client sent.

@@ -21,6 +21,8 @@ _OBJECT_END: Final = b"}\n\n"
 # An event's JSON around its text, until a smaller one has been seen.
 _USUAL_ENVELOPE_BYTES: Final = 300
 _BYTES_PER_TOKEN: Final = 4
+# So much of its beginning tells what a stream is like: some sixteen events.
+_SAMPLE_BYTES: Final = 4096
 _CONTENT_MEMBERS: Final = (
     "content",
     "tool_calls",
@@ -45,6 +47,7 @@ class StreamFacts:
         usage: A document whose `usage` is what the provider told so far; None when it told nothing.
         error: The error that ends the stream; it is not relayed, and nothing should be fed after it.
         event_count: How many events have passed, comments and `[DONE]` aside.
+        size_bytes: The size of them all.
         saw_done: Whether `[DONE]` has passed.
         has_content: Whether anything a user could notice has passed; from then on events are no longer decoded.
     """
@@ -54,11 +57,13 @@ class StreamFacts:
         "_envelope_bytes",
         "_finish_reasons",
         "_hide_usage",
-        "_size_bytes",
+        "_sample",
+        "_sample_room",
         "error",
         "event_count",
         "has_content",
         "saw_done",
+        "size_bytes",
         "usage",
     )
 
@@ -66,11 +71,12 @@ class StreamFacts:
         self._hide_usage = hide_usage
         self._choices = choices
         self._finish_reasons: dict[int, str] = {}
-        self._size_bytes = 0
+        self._sample: list[bytes] = []
+        self._sample_room = _SAMPLE_BYTES
         self._envelope_bytes = _USUAL_ENVELOPE_BYTES
         self.usage: Document | None = None
         self.error: UpstreamError | None = None
-        self.event_count = 0
+        self.event_count = self.size_bytes = 0
         self.saw_done = False
         self.has_content = False
 
@@ -87,7 +93,12 @@ class StreamFacts:
     @property
     def estimated_tokens(self) -> int:
         """About how many tokens have passed: one an event, and more where events hold more than their envelope."""
-        return self.event_count + max(0, self._size_bytes - self.event_count * self._envelope_bytes) // _BYTES_PER_TOKEN
+        return self.event_count + max(0, self.size_bytes - self.event_count * self._envelope_bytes) // _BYTES_PER_TOKEN
+
+    @property
+    def sample(self) -> bytes:
+        """The first events with content: as many whole ones as tell what the others are like."""
+        return b"".join(self._sample)
 
     def feed(self, events: bytes) -> bytes:
         """What to relay of these whole events: mostly, exactly these."""
@@ -95,9 +106,17 @@ class StreamFacts:
         relayed = self._pass_on(events)
         count = self.event_count - count
         if count:
-            self._size_bytes += len(events)
+            self.size_bytes += len(events)
             self._envelope_bytes = min(self._envelope_bytes, len(events) // count)
+            if self._sample_room > 0 and self.has_content:
+                self._keep(relayed)
         return relayed
+
+    def _keep(self, events: bytes) -> None:
+        """Add whole events to the sample, up to the first that there is no room for."""
+        end = events.find(b"\n\n", self._sample_room)
+        self._sample.append(events if end < 0 else events[: end + 2])
+        self._sample_room -= len(events)
 
     def _pass_on(self, events: bytes) -> bytes:
         if self.has_content and events[-3:] == _OBJECT_END and not _MARKER.search(events):
