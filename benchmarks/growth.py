@@ -1,7 +1,8 @@
 """`python -m benchmarks.growth`: what a thousand times as many keys, workspaces, targets and rows change.
 
 Two gateways, a small one and one a thousand times its size, take turns within each round; ratios are taken within a
-round. A hundred million rows take hours to make and tens of gigabytes: `--rows` says how many there are.
+round. What the audit keeps is `--rows`; the ledger outlives it, so `--entries` says how much more it has. A hundred
+million of those take an hour to make and tens of gigabytes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,16 @@ _TITLES: Final[Mapping[str, str]] = {
     "/admin/v1/spend?since=1d": "`spend` of a day",
     "/admin/v1/spend?since=30d": "`spend` of a month",
     "/admin/v1/spend?since=30d&workspace=w0": "`spend` of a month of a workspace",
+    "/admin/v1/spend?since=30d&by=user": "`spend` of a month by user",
+    "/admin/v1/spend?since=30d&by=key": "`spend` of a month by key",
     "/v1/models": "the models of a key",
+}
+# Of whom a budget of a month is opened.
+_SHARES: Final[Mapping[str, Mapping[str, str]]] = {
+    "the gateway": {},
+    "a feature": {"feature": "feature7"},
+    "a workspace": {"workspace": "w0"},
+    "a key": {"key_id": "key_0"},
 }
 
 # What was measured of each subject: a value for each round, by what it is.
@@ -63,16 +73,18 @@ class Grown:
 def main() -> None:
     """Measure, and print as the figures come."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description="Measure what growth costs.")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="requests in the ledger of the large gateway")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="requests of the large gateway")
+    parser.add_argument("--entries", type=int, default=0, help="entries of its ledger beside those requests'")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of load in each round")
     arguments = parser.parse_args()
-    uvloop.run(_measure(arguments.rows, arguments.rounds, arguments.seconds))
+    large = Size(100_000, workspaces=1_000, targets=2_000, rows=arguments.rows, entries=arguments.entries)
+    uvloop.run(_measure(large, arguments.rounds, arguments.seconds))
 
 
-async def _measure(rows: int, rounds: int, seconds: float) -> None:
-    large = Size(keys=100_000, workspaces=1_000, targets=2_000, rows=rows)
-    small = Size(*(value // SCALE for value in (large.keys, large.workspaces, large.targets, large.rows)))
+async def _measure(large: Size, rounds: int, seconds: float) -> None:
+    sizes = (large.keys, large.workspaces, large.targets, large.rows, large.entries)
+    small = Size(*(value // SCALE for value in sizes))
     print(f"{large} beside {small}; {DAYS} days of rows, {rounds} rounds\n", flush=True)
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
@@ -147,14 +159,18 @@ async def _load(
 
 async def _questions(grown: Sequence[Grown], gateways: Mapping[str, Gateway], rounds: int) -> None:
     figures: Figures = {f"{title}, ms": {SMALL: [], LARGE: []} for title in _TITLES.values()}
-    opening = figures["opening a budget of a month, ms"] = {SMALL: [], LARGE: []}
+    figures |= {_opening(who): {SMALL: [], LARGE: []} for who in _SHARES}
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {ADMIN_KEY}"}) as session:
         for _, each, path in itertools.product(range(rounds), grown, _TITLES):
             url = f"http://127.0.0.1:{gateways[each.name].port}{path}"
             figures[f"{_TITLES[path]}, ms"][each.name].append(await _asked(session, url))
-    for _, each in itertools.product(range(rounds), grown):
-        opening[each.name].append(await window_sum(each.installed) * 1e3)
+    for _, each, who in itertools.product(range(rounds), grown, _SHARES):
+        figures[_opening(who)][each.name].append(await window_sum(each.installed, _SHARES[who]) * 1e3)
     _print("Questions", figures)
+
+
+def _opening(who: str) -> str:
+    return f"opening a budget of a month of {who}, ms"
 
 
 async def _asked(session: aiohttp.ClientSession, url: str) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -23,6 +24,7 @@ from llmproxy.tasks import BackgroundTasks
 
 DAYS: Final = 90
 _FILL_SECONDS: Final = 7200
+_AT_ONCE: Final = 2
 _KEYS: Final = """
 INSERT INTO virtual_keys (id, workspace, key_sha256, key_hint, created_at)
 SELECT 'key_' || n, 'w' || n % $2, encode(sha256(convert_to('sk-growth-' || n, 'UTF8')), 'hex'), 'sk-growth',
@@ -31,18 +33,22 @@ FROM generate_series(0, $1 - 1) AS n
 """
 _WORKSPACES: Final = "INSERT INTO workspaces (id) SELECT 'w' || n FROM generate_series(0, $1 - 1) AS n"
 # An id begins with its time in milliseconds, as the gateway's own do.
-_DAY: Final = """
+_ASKED: Final = """
 WITH spread AS (
-    SELECT n, $1::timestamptz + n * (86400000 / $2::integer) * interval '1 ms' AS at
+    SELECT n, $1::timestamptz + n * (86400000.0 / $2::integer) * interval '1 ms' AS at
     FROM generate_series(0, $2 - 1) AS n
 ), asked AS (
     SELECT
-        (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'))::uuid
-            AS id,
-        at, 'w' || n * 7919 % $4 AS workspace, 'key_' || n * 7919 % $3 AS key, 'user' || n % 500 AS person,
-        'feature' || n % 20 AS feature, 'p' || n % $5 AS provider, 200 + n % 1000 AS input, 50 + n % 700 AS output
+        (
+            lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0')
+            || '7' || $6 || '008' || lpad(to_hex(n), 15, '0')
+        )::uuid AS id,
+        at, 'w' || n * 7919::bigint % $4 AS workspace, 'key_' || n * 7919::bigint % $3 AS key,
+        'user' || n % 500 AS person, 'feature' || n % 20 AS feature, 'p' || n % $5 AS provider,
+        200 + n % 1000 AS input, 50 + n % 700 AS output
     FROM spread
-), audited AS (
+)"""
+_AUDITED: Final = """, audited AS (
     INSERT INTO requests (
         id, admitted_at, operation_name, path, workspace, key_id, feature, user_id, request_model, provider_name,
         response_model, outcome, http_status, attempts, duration_seconds, uncached_input_tokens, text_output_tokens,
@@ -60,7 +66,8 @@ WITH spread AS (
     SELECT id, at, 1, provider, 'model', at, 0.5, 200, input, output,
         'measured', (input + 2 * output) / 1000000.0, 'measured'
     FROM asked
-)
+)"""
+_CHARGED: Final = """
 INSERT INTO ledger_entries (
     request_id, occurred_at, kind, workspace, key_id, feature, user_id, operation_name, request_model, provider_name,
     response_model, uncached_input_tokens, text_output_tokens, usage_provenance, amount_usd, cost_provenance,
@@ -70,8 +77,9 @@ SELECT id, at, 'exchange', workspace, key, feature, person, 'chat', 'm', provide
     'measured', (input + 2 * output) / 1000000.0, 'measured', 'configuration', '{}'
 FROM asked
 """
+# As of the beginning of a day, as months begin.
 _WINDOW: Final = """
-SELECT llmproxy_ledger_sum('{"unit": "usd", "workspace": "w0"}', now() - interval '30 days', now())
+SELECT llmproxy_ledger_sum($1::json, date_trunc('day', now() - interval '30 days', 'UTC'), now())
 """
 _CONFIG: Final = """\
 server: {{host: 127.0.0.1, port: 0, workers: 1}}
@@ -93,12 +101,18 @@ _PROVIDER: Final = '  p{}: {{kind: openai, base_url: "http://127.0.0.1:{port}/v1
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything there is; as many rows in the audit as in the ledger, spread over `days`."""
+    """How much of everything there is, spread over `days`.
+
+    Attributes:
+        rows: Requests, with all their rows in the audit and the ledger.
+        entries: What else the ledger has, of requests that the audit no longer keeps.
+    """
 
     keys: int
     workspaces: int
     targets: int
     rows: int
+    entries: int = 0
     days: int = DAYS
 
     @property
@@ -148,18 +162,19 @@ async def fill_database(url: str, size: Size) -> None:
     async with _connected(url) as database:
         await database.execute(_WORKSPACES, size.workspaces)
         await database.execute(_KEYS, size.keys, size.workspaces)
-        for day in days(size.days):
-            await _fill_day(database, day, size)
+        await asyncio.gather(
+            *(_fill_days(database, days(size.days)[first::_AT_ONCE], size) for first in range(_AT_ONCE))
+        )
         await LedgerSums(database, Queries(), SystemClock(), structlog.get_logger()).sum_up()
         await database.execute("VACUUM ANALYZE")
 
 
-async def window_sum(installed: Installation) -> float:
-    """The seconds that opening a budget takes: counting what a workspace spent in the last month."""
+async def window_sum(installed: Installation, share: Mapping[str, str]) -> float:
+    """The seconds that opening a budget takes: counting what a share of the ledger was in the last month."""
     with _server(installed) as url:
         async with _connected(url) as database:
             began = perf_counter()
-            await database.fetch(_WINDOW)
+            await database.fetch(_WINDOW, {"unit": "usd", **share})
             return perf_counter() - began
 
 
@@ -189,8 +204,16 @@ def days(count: int) -> Sequence[date]:
     return [today - timedelta(days=number) for number in range(count, 0, -1)]
 
 
+async def _fill_days(database: Database, which: Iterable[date], size: Size) -> None:
+    for day in which:
+        await _fill_day(database, day, size)
+
+
 async def _fill_day(database: Database, day: date, size: Size) -> None:
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     await database.fetch("SELECT llmproxy_create_partitions($1, $1)", day)
+    who = (size.keys, size.workspaces, size.providers)
     # Every day has one at least, however few were asked for.
-    await database.execute(_DAY, start, max(1, size.rows // size.days), size.keys, size.workspaces, size.providers)
+    await database.execute(_ASKED + _AUDITED + _CHARGED, start, max(1, size.rows // size.days), *who, "0")
+    if size.entries:
+        await database.execute(_ASKED + _CHARGED, start, size.entries // size.days, *who, "1")

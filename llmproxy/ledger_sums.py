@@ -15,8 +15,8 @@ from llmproxy.errors import StorageError
 from llmproxy.services import Clock, Database, Log
 
 MAINTENANCE_SECONDS: Final = 3600
-# Rows come late when a worker or the database was away; most have come when a day has been over for another.
-DAYS_OPEN: Final = 2
+# Rows come late when a worker or the database was away; most have come when a day has been over for so long.
+OPEN_SECONDS: Final = 6 * 3600
 
 
 class LedgerSums:
@@ -37,12 +37,11 @@ class LedgerSums:
             await self._clock.sleep(MAINTENANCE_SECONDS)
 
     async def sum_up(self) -> None:
-        """Sum up every day that has been over for a day, and has no sums; a failure is logged, and costs time only."""
-        before = self._clock.now().date() - timedelta(days=DAYS_OPEN - 1)
+        """Sum up every day that has long been over, and has no sums; a failure is logged, and costs time only."""
+        before = (self._clock.now() - timedelta(seconds=OPEN_SECONDS)).date()
         with self._reporting():
-            for row in await self._database.fetch(self._queries["summed_days"], None, before):
-                if not row["is_summed"]:
-                    await self._try_to_sum_up(row["day"])
+            for row in await self._database.fetch(self._queries["unsummed_days"], before):
+                await self._try_to_sum_up(row["day"])
 
     async def _try_to_sum_up(self, day: date) -> None:
         start = datetime.combine(day, time(), UTC)

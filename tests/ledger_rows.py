@@ -50,11 +50,11 @@ def entry(amount: str | None = "0.25", *, at: datetime = DAY, **fields: object) 
 
 async def write(database: Database, entries: Sequence[Entry]) -> None:
     """Store entries, each with all columns that any of them has."""
-    columns = list(dict.fromkeys(name for each in entries for name in each))
+    columns = list(dict.fromkeys(name for each in (_defaults(), *entries) for name in each))
     for day in {datetime.fromisoformat(each["occurred_at"]).astimezone(UTC).date() for each in entries}:
         await database.fetch("SELECT llmproxy_create_partitions($1, $1)", day)
     full = [_defaults() | each for each in entries]
-    await database.execute(_INSERT.format(", ".join([*_defaults(), *columns])), json.dumps(full, default=str))
+    await database.execute(_INSERT.format(", ".join(columns)), json.dumps(full, default=str))
 
 
 def _defaults() -> Entry:

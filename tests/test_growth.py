@@ -178,21 +178,30 @@ async def test_recording_scans_nothing(large: Postgres, tmp_path: Path) -> None:
     assert scans.found == []
 
 
-@pytest.mark.parametrize("column", ["workspace", "user_id"])
-async def test_opening_a_budget_scans_nothing(large: Postgres, column: str) -> None:
-    """What a workspace or a user spent in a window is counted by index."""
-    share = {"unit": "usd", column: "w7" if column == "workspace" else "user7"}
-    since, before = days(SIZE.days)[-3], days(SIZE.days)[-1]
-    query = "SELECT llmproxy_ledger_sum($1::json, $2::date, $3::date)"
-    assert await scanned(large, query, share, since, before) == []
+WINDOW = "SELECT llmproxy_ledger_sum($1::json, $2, $3)"
+NOON = time(12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("share", [{"workspace": "w7"}, {"user_id": "user7"}, {"key_id": "key_7"}])
+async def test_opening_a_budget_scans_nothing(large: Postgres, share: dict[str, str]) -> None:
+    """What a workspace, a user or a key spent in a window is counted by index, also on days that have no sums."""
+    since, before = (datetime.combine(day, NOON) for day in days(SIZE.days)[-3:-1])
+    assert await scanned(large, WINDOW, {"unit": "usd", **share}, since, before) == []
+
+
+@pytest.mark.parametrize("share", [{}, {"feature": "feature7"}, {"provider_name": "p0"}, {"model": "p0/model"}])
+async def test_opening_a_budget_reads_no_day_that_is_summed_up(large: Postgres, share: dict[str, str]) -> None:
+    """Whatever it is held to: of a window that begins and ends within a day, the rows of those two days are left."""
+    since, before = (datetime.combine(day, NOON) for day in (days(SIZE.days)[0], days(SIZE.days)[-2]))
+    found = await scanned(large, WINDOW, {"unit": "usd", **share}, since, before)
+    assert {name.removeprefix("ledger_entries_") for name in found} <= names_of([since, before])
 
 
 async def test_a_window_reads_its_own_days_only(large: Postgres) -> None:
     """Also a budget of a scope that has no index."""
-    since, before = days(SIZE.days)[-3], days(SIZE.days)[-1]
-    query = "SELECT llmproxy_ledger_sum($1::json, $2::date, $3::date)"
-    found = await scanned(large, query, {"unit": "usd", "feature": "feature7"}, since, before)
-    assert {name.removeprefix("ledger_entries_") for name in found} <= names_of(days(SIZE.days)[-3:-1])
+    since, before = (datetime.combine(day, NOON) for day in days(SIZE.days)[-3:-1])
+    found = await scanned(large, WINDOW, {"unit": "usd", "tag": "anything"}, since, before)
+    assert {name.removeprefix("ledger_entries_") for name in found} == names_of(days(SIZE.days)[-3:-1])
 
 
 async def test_a_changed_key_is_read_alone(large: Postgres) -> None:
@@ -225,7 +234,7 @@ async def test_spend_reads_the_days_it_is_about(large: Postgres, by: str) -> Non
 async def test_spend_of_a_long_time_reads_no_day_that_is_summed_up(large: Postgres) -> None:
     """A question about everything looks into the days beside the sums alone."""
     found = [row["day"] for row in await large.fetch("SELECT day FROM ledger_summed_days ORDER BY day")]
-    assert len(found) == SIZE.days - 1
+    assert len(found) >= SIZE.days - 1
     first, last = (datetime.combine(day, time(), UTC) for day in (found[0], found[-1]))
     query = spend_query(QUERIES, ["workspace"], of_workspace=False, has_sums=True)
     plan = await plan_of(large, query, None, None, None, found, first, last + timedelta(days=1))

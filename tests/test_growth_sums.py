@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from typing import NamedTuple
 
 import pytest
@@ -16,14 +17,16 @@ from llmproxy.ledger_sums import LedgerSums
 from llmproxy.request import Document
 from llmproxy.tasks import BackgroundTasks
 from llmproxy.testing import Clock, wait_until
+from llmproxy.usage import TOKEN_CLASSES
 from tests.ledger_rows import DAY, QUERIES, Entry, entry, on, write
 from tests.test_admin import eventually
 from tests.test_audit import ListLog
 from tests.test_ledger_spend import entries
 
-SUMMED = ["workspace", "feature", "provider", "model", "day"]
+SUMMED = ["workspace", "feature", "user", "key", "provider", "model", "day"]
 # The three days of the entries are over.
 LATER = DAY + timedelta(days=10)
+TOKENLESS = dict.fromkeys(TOKEN_CLASSES, 0)
 MOMENTS = st.one_of(st.none(), st.integers(-30, 100).map(lambda hours: DAY + timedelta(hours=hours)))
 
 
@@ -72,6 +75,24 @@ QUESTIONS = st.builds(
     until=MOMENTS,
     workspace=st.sampled_from([None, "acme", "nobody"]),
 )
+# What budgets are held to, by the ledger's names; an empty name is that of those who name nothing.
+SHARES = st.fixed_dictionaries(
+    {"unit": st.sampled_from(["usd", "requests", "tokens"])},
+    optional={
+        "workspace": st.sampled_from(["acme", "nobody"]),
+        "model": st.sampled_from(["a/m", "a/n", "b/m"]),
+        "tag": st.sampled_from(["x", "y"]),
+        **dict.fromkeys(("feature", "user_id", "key_id", "provider_name"), st.sampled_from(["a", "b", ""])),
+    },
+)
+
+
+@st.composite
+def charged(draw: st.DrawFn) -> Entry:
+    """An entry of any classes of tokens, or one of a request that used nothing."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(entries()) | {"amount_usd": None, "cost_provenance": None, "usage_provenance": None} | TOKENLESS
+    return draw(entries()) | {name: draw(st.integers(0, 9)) for name in TOKEN_CLASSES}
 
 
 @given(rows=st.lists(entries(), min_size=1, max_size=12), asked=QUESTIONS, days_over=st.integers(0, 4))
@@ -83,20 +104,70 @@ def test_sums_say_what_the_rows_say(database_url: str, rows: list[Entry], asked:
         await write(database, rows)
         await database.execute("DELETE FROM ledger_summed_days")
         expected = await asked.answered(database)
-        await sums(database, DAY + timedelta(days=days_over + 1)).sum_up()
+        await sums(database, DAY + timedelta(days=days_over, hours=6)).sum_up()
         assert len(await summed(database)) <= days_over
         assert await asked.answered(database) == expected
 
     on(database_url, run)
 
 
+class Count(NamedTuple):
+    """What a budget begins with: a share of the ledger, in a window from some hours on; None for one without end."""
+
+    share: dict[str, str]
+    first: int
+    hours: int | None
+
+    async def counted(self, database: Postgres) -> Decimal:
+        """What came of it."""
+        since = DAY + timedelta(hours=self.first)
+        before = "infinity" if self.hours is None else (since + timedelta(hours=self.hours)).isoformat()
+        query = "SELECT llmproxy_ledger_sum($1::json, $2, $3::text::timestamptz) AS used"
+        row = await database.fetch_row(query, self.share, since, before)
+        assert row is not None
+        return Decimal(row["used"])
+
+
+COUNTS = st.builds(Count, SHARES, st.integers(-30, 60), st.one_of(st.none(), st.integers(1, 100)))
+
+
+@given(rows=st.lists(charged(), min_size=1, max_size=12), wanted=COUNTS, days_over=st.integers(1, 4))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_budgets_count_the_same_with_sums(database_url: str, rows: list[Entry], wanted: Count, days_over: int) -> None:
+    """What a budget begins with is what its rows add up to, whatever it is held to and wherever its window lies."""
+
+    async def run(database: Postgres) -> None:
+        await write(database, rows)
+        await database.execute("DELETE FROM ledger_summed_days")
+        expected = await wanted.counted(database)
+        await sums(database, DAY + timedelta(days=days_over, hours=6)).sum_up()
+        assert len(await summed(database)) <= days_over
+        assert await wanted.counted(database) == expected
+
+    on(database_url, run)
+
+
+async def test_budgets_do_not_read_the_rows_of_summed_days(database: Postgres) -> None:
+    """But those of the days at the ends of their windows, of a day that is not over, and of tags."""
+    await write(database, [entry("1", at=DAY + timedelta(days=number), tags=["x"]) for number in range(4)])
+    await sums(database, DAY + timedelta(days=3, hours=6)).sum_up()
+    await database.execute("UPDATE ledger_sums SET amount_usd = 100")
+    query = "SELECT llmproxy_ledger_sum($1::json, $2, 'infinity') AS used"
+    found = [
+        await database.fetch_row(query, {"unit": "usd", **share}, since)
+        for share in ({}, {"model": "upstream/test-model"}, {"key_id": ""}, {"tag": "x"})
+        for since in (DAY, DAY + timedelta(hours=1))
+    ]
+    assert [int(row["used"]) for row in found if row] == [301, 201, 301, 201, 301, 201, 4, 3]
+
+
 async def test_only_days_that_are_over_are_summed_up(database: Postgres) -> None:
-    """A day is left a day longer for what comes late, and is summed up once."""
+    """A day is left six hours longer for what comes late, and is summed up once."""
     days = [DAY + timedelta(days=number) for number in range(4)]
     await write(database, [entry(at=day) for day in days])
-    for _ in range(2):
-        await sums(database, days[3] + timedelta(hours=1)).sum_up()
-    assert await summed(database) == [day.date() for day in days[:2]]
+    for hours, count in ((5, 2), (6, 3), (7, 3)):
+        await sums(database, days[3] + timedelta(hours=hours)).sum_up()
+        assert await summed(database) == [day.date() for day in days[:count]]
 
 
 async def test_rows_of_summed_days_are_not_read(database: Postgres) -> None:
@@ -109,7 +180,9 @@ async def test_rows_of_summed_days_are_not_read(database: Postgres) -> None:
     assert (await report(["workspace"], None, None))["total"]["amount_usd"] == "400"
     noon = DAY + timedelta(hours=12)
     assert (await report(["day"], noon, noon + timedelta(days=2)))["total"]["amount_usd"] == "101"
-    assert (await report(["user"], None, None))["total"]["amount_usd"] == "4"
+    assert (await report(["user", "model"], None, None))["total"]["amount_usd"] == "400"
+    assert (await report(["tag"], None, None))["total"]["amount_usd"] == "4"
+    assert (await report(["user", "key"], None, None))["total"]["amount_usd"] == "4"
 
 
 async def test_a_late_row_takes_the_sums_of_its_day_away(database: Postgres) -> None:

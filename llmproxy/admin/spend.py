@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
-from itertools import groupby
 from typing import Final
 
 from llmproxy.admin.documents import shown
@@ -19,10 +18,9 @@ SUMS: Final = (
     *("unpriced_requests", "unpriced_attempts", "estimated_requests"),
 )
 _NOTHING: Final[Document] = {name: "0" if name.endswith("_usd") else 0 for name in SUMS}
-
-
-# What a day's sums are kept by.
-_SUMMED: Final = frozenset(("workspace", "feature", "provider", "model", "day"))
+# A day's sums are kept by one of the dimensions, beside what all of them have.
+_DIMENSIONS: Final = ("feature", "key", "user")
+_SUMMED: Final = frozenset(("workspace", "provider", "model", "day"))
 
 
 def groups_of(text: str, param: str) -> Sequence[str]:
@@ -84,12 +82,11 @@ class Spend:
     async def _summed_days(
         self, connection: Connection, by: Sequence[str], since: datetime | None, until: datetime | None
     ) -> Sequence[date]:
-        """The longest run of days that need not be read row by row; none when what is asked for is not summed up."""
-        if not _SUMMED.issuperset(by):
+        """Days in a row that need not be read row by row; none when what is asked for is not summed up."""
+        if _dimension(by) is None:
             return ()
-        found = await connection.fetch(self._queries["summed_days"], *_whole_days(since, until))
-        runs = [[row["day"] for row in run] for is_summed, run in groupby(found, _is_summed) if is_summed]
-        return max(runs, key=len, default=())
+        row = await connection.fetch_row(self._queries["summed_days"], since, until)
+        return row["days"] if row else ()
 
 
 def spend_query(queries: Queries, by: Sequence[str], *, of_workspace: bool, has_sums: bool = False) -> str:
@@ -114,7 +111,14 @@ def spend_query(queries: Queries, by: Sequence[str], *, of_workspace: bool, has_
 
 
 def _sums_query(queries: Queries, by: Sequence[str], days: str, condition: str) -> str:
-    return queries["spend_sums"].format(groups=_groups(queries, "spend_sums_by", by), days=days, condition=condition)
+    groups = _groups(queries, "spend_sums_by", by)
+    return queries["spend_sums"].format(groups=groups, dimension=_dimension(by), days=days, condition=condition)
+
+
+def _dimension(by: Sequence[str]) -> str | None:
+    """Which of the sums have it all; None for none."""
+    wanted = [name for name in by if name not in _SUMMED] or ["feature"]
+    return wanted[0] if len(wanted) == 1 and wanted[0] in _DIMENSIONS else None
 
 
 def _groups(queries: Queries, prefix: str, by: Sequence[str]) -> str:
@@ -124,16 +128,6 @@ def _groups(queries: Queries, prefix: str, by: Sequence[str]) -> str:
 def _bounds(days: Sequence[date]) -> tuple[datetime, datetime]:
     first, last = (datetime.combine(day, time(), UTC) for day in (days[0], days[-1]))
     return first, last + timedelta(days=1)
-
-
-def _whole_days(since: datetime | None, until: datetime | None) -> tuple[date | None, date | None]:
-    """The first UTC day that is wholly in a span, and the first one after it that is not."""
-    first = None if since is None else (since.astimezone(UTC) + timedelta(days=1, microseconds=-1)).date()
-    return first, None if until is None else until.astimezone(UTC).date()
-
-
-def _is_summed(row: Row) -> bool:
-    return bool(row["is_summed"])
 
 
 def _alias(number: int) -> str:

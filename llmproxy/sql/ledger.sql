@@ -66,20 +66,20 @@ SELECT
     {groups}, true, requests, input_tokens, output_tokens, amount_usd, estimated_usd, assumed_usd, adjusted_usd,
     unpriced_requests, unpriced_attempts, estimated_requests
 FROM ledger_sums AS entry
-WHERE entry.day = ANY ({days}::date[]) {condition}
+WHERE entry.dimension = '{dimension}' AND entry.day = ANY ({days}::date[]) {condition}
 
 -- name: spend_beside_sums
 AND (entry.occurred_at < {first}::timestamptz OR entry.occurred_at >= {before}::timestamptz)
 
 -- name: summed_days
--- The days that have a partition, of those wholly in a span, and whether there are sums of them.
-SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day, EXISTS (
-    SELECT FROM ledger_summed_days WHERE to_char(day, 'YYYYMMDD') = right(relname, 8)
-) AS is_summed
+SELECT llmproxy_summed_days($1, $2) AS days;
+
+-- name: unsummed_days
+-- The days before one that have a partition and no sums.
+SELECT to_date(right(relname, 8), 'YYYYMMDD') AS day
 FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
-WHERE inhparent = 'ledger_entries'::regclass
-    AND right(relname, 8) >= COALESCE(to_char($1::date, 'YYYYMMDD'), '')
-    AND right(relname, 8) < COALESCE(to_char($2::date, 'YYYYMMDD'), '99999999')
+WHERE inhparent = 'ledger_entries'::regclass AND right(relname, 8) < to_char($1::date, 'YYYYMMDD')
+    AND NOT EXISTS (SELECT FROM ledger_summed_days WHERE to_char(day, 'YYYYMMDD') = right(relname, 8))
 ORDER BY day;
 
 -- name: try_to_sum_up
@@ -98,22 +98,26 @@ WITH summed AS (
     INSERT INTO ledger_summed_days (day) VALUES (($1::timestamptz AT TIME ZONE 'UTC')::date) RETURNING day
 )
 INSERT INTO ledger_sums (
-    day, workspace, feature, provider_name, model, requests, input_tokens, output_tokens, amount_usd, estimated_usd,
-    assumed_usd, adjusted_usd, unpriced_requests, unpriced_attempts, estimated_requests
+    day, dimension, workspace, provider_name, model, feature, key_id, user_id, requests, input_tokens, output_tokens,
+    amount_usd, estimated_usd, assumed_usd, adjusted_usd, unpriced_requests, unpriced_attempts, estimated_requests,
+    charged_requests
 )
 SELECT
-    (SELECT day FROM summed), workspace, feature, provider_name, model, sum(requests), sum(input_tokens),
-    sum(output_tokens), sum(amount_usd), sum(estimated_usd), sum(assumed_usd), sum(adjusted_usd),
-    sum(unpriced_requests), sum(unpriced_attempts), sum(estimated_requests)
+    (SELECT day FROM summed),
+    CASE WHEN grouping(feature) = 0 THEN 'feature' WHEN grouping(key_id) = 0 THEN 'key' ELSE 'user' END,
+    workspace, provider_name, model, feature, key_id, user_id, sum(requests), sum(input_tokens), sum(output_tokens),
+    sum(amount_usd), sum(estimated_usd), sum(assumed_usd), sum(adjusted_usd), sum(unpriced_requests),
+    sum(unpriced_attempts), sum(estimated_requests),
+    count(*) FILTER (WHERE kind <> 'adjustment' AND usage_provenance IS NOT NULL)
 FROM (
-    SELECT workspace, feature, provider_name, model, {figures}
+    SELECT workspace, provider_name, model, feature, key_id, user_id, kind, usage_provenance, {figures}
     FROM (
-        SELECT entry.workspace, entry.feature, entry.provider_name, {model} AS model, {charged}
+        SELECT entry.workspace, entry.provider_name, {model} AS model, entry.feature, entry.key_id, entry.user_id, {charged}
         FROM ledger_entries AS entry
         WHERE entry.occurred_at >= $1 AND entry.occurred_at < $2
     ) AS charged
 ) AS entries
-GROUP BY workspace, feature, provider_name, model;
+GROUP BY workspace, provider_name, model, GROUPING SETS (feature, key_id, user_id);
 
 -- name: spend_of_workspace
 AND entry.workspace = $4
@@ -150,6 +154,12 @@ entry.feature
 
 -- name: spend_sums_by_model
 entry.model
+
+-- name: spend_sums_by_key
+entry.key_id
+
+-- name: spend_sums_by_user
+entry.user_id
 
 -- name: spend_sums_by_provider
 entry.provider_name
