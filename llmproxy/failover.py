@@ -18,7 +18,6 @@ from llmproxy.errors import LLMProxyError, UpstreamError, UpstreamSuperseded
 from llmproxy.exchange import Answer, Attempt, Exchange, Hedge, Target
 from llmproxy.holdings import Holdings
 from llmproxy.hooks import Hooks
-from llmproxy.lockstep import in_step
 from llmproxy.race import Race
 from llmproxy.request import Request
 from llmproxy.services import Clock
@@ -130,7 +129,6 @@ class Failover:
             await self._hooks.pre_attempt(exchange, attempt)
         # What it may cost is known once nobody edits its request any more.
         if self._holdings:
-            await in_step()
             await self._holdings.take(exchange, attempt)
         answer = await self._attempts.answer(exchange, attempt)
         if self._hooks.on_answer is None:

@@ -230,9 +230,7 @@ class Pipeline:
             raise PluginError("A plugin gave a whole answer where only a stream could be sent.")
         if bodies.response is not None:
             bodies.response.add(answer.body)
-        if self._hooks.on_response_head:
-            await in_step()
-            self._tell_head(exchange)
+        self._tell_head(exchange)
         await in_step()
         await client.send(
             answer.status,
