@@ -80,8 +80,12 @@ class _Collector:
         self.status, self.headers, self.is_open = 200, headers, True
 
     async def write(self, data: bytes) -> None:
+        self.write_at_once(data)
+
+    def write_at_once(self, data: bytes) -> bool:
         self.pieces.append(data)
         self.bytes_sent += len(data)
+        return True
 
     async def end_stream(self) -> None:
         pass

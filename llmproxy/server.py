@@ -112,8 +112,20 @@ class ClientConnection:
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream, waiting while the client is slow."""
         self.last_write_seconds = asyncio.get_running_loop().time()
-        await self._written(self._stream_head() + (b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data))
+        await self._written(self._stream_head() + self._framed(data))
         self.bytes_sent += len(data)
+
+    def write_at_once(self, data: bytes) -> bool:
+        """Some bytes of the stream, if the last ones have gone and these are few; False when they were not written."""
+        transport = self.request.transport
+        if transport is None or transport.is_closing() or len(data) > _SMALL_BYTES:
+            return False
+        if self.response is None or transport.get_write_buffer_size():
+            return False
+        self.last_write_seconds = asyncio.get_running_loop().time()
+        transport.write(self._framed(data))
+        self.bytes_sent += len(data)
+        return True
 
     async def end_stream(self) -> None:
         """The stream is over."""
@@ -175,6 +187,9 @@ class ClientConnection:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self._config.max_body_bytes} bytes.")
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data
 
     def _stream_head(self) -> bytes:
         """What goes out before the first bytes of a stream; nothing before any others."""

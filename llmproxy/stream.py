@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, runtime_checkable
 
 import orjson
 
@@ -24,6 +25,8 @@ from llmproxy.services import UpstreamResponse
 from llmproxy.sse import DONE, SSEDecoder, encode_event, event_data, whole_events
 
 Listener = Callable[[Exchange, Chunk], Sequence[Chunk]]
+# Takes some bytes, and says whether more may follow at once.
+Sink = Callable[[bytes], bool]
 
 # What may be held back before the first content: enough for any start-up events, little enough for any memory.
 _MAX_HELD_BYTES: Final = 1_048_576
@@ -56,11 +59,22 @@ class Client(Protocol):
     async def write(self, data: bytes) -> None:
         """Some bytes of the stream, waiting while the client is slow. Raises ClientDisconnected."""
 
+    def write_at_once(self, data: bytes) -> bool:
+        """Some bytes of the stream, if they can be written without waiting; False when they were not."""
+
     async def end_stream(self) -> None:
         """The stream is over. Raises ClientDisconnected."""
 
     def abort(self) -> None:
         """Break the connection off: there is nothing true left to say on it."""
+
+
+@runtime_checkable
+class Pouring(Protocol):
+    """What can give pieces on as they are received."""
+
+    async def pour(self, sink: Sink) -> None:
+        """Give each piece to `sink` as it is received, until it says False, or there is something to read."""
 
 
 class BodyCapture:
@@ -100,6 +114,7 @@ class UpstreamEvents:
     def __init__(self, response: UpstreamResponse, decoder: StreamDecoder | None, facts: StreamFacts) -> None:
         self.facts = facts
         self._response = response
+        self._pouring = response if isinstance(response, Pouring) else None
         self._decoder = decoder
         self._carry = b""
         self._held: list[bytes] = []
@@ -126,15 +141,32 @@ class UpstreamEvents:
 
     async def read(self) -> bytes:
         """The next whole events; b"" at an honest end. Raises an UpstreamError when the stream was cut."""
-        if self._held:
-            held, self._held = b"".join(self._held), []
-            return held
-        while not self._ended:
+        while not self._held and not self._ended:
             if self._failure is not None:
                 raise self._failure
             if events := await self._next():
                 return events
-        return b""
+        held, self._held = b"".join(self._held), []
+        return held
+
+    async def pour(self, sink: Sink) -> None:
+        """Give events to `sink` as they are received, until something is to be read: what it did not take, or an end.
+
+        An event that passes so costs no turn of the event loop, and wakes no task.
+        """
+        if self._pouring is not None and self._goes_on():
+            await self._pouring.pour(partial(self._give, sink))
+
+    def _give(self, sink: Sink, data: bytes) -> bool:
+        if events := self._fed(self._split(data)):
+            note_event()
+            if not sink(events):
+                self._held.append(events)
+        return self._goes_on()
+
+    def _goes_on(self) -> bool:
+        """Whether there may be more events, and none that are to be read."""
+        return not (self._held or self.facts.saw_done or self._failure)
 
     def close(self) -> None:
         """Stop reading; the provider is told by the closed connection."""
@@ -143,11 +175,15 @@ class UpstreamEvents:
     async def _next(self) -> bytes:
         data = await self._piece()
         events = self._split(data) if data else self._last()
+        relayed = self._fed(events)
+        if not data and self._failure is None:
+            relayed += self._honest_end()
+        return relayed
+
+    def _fed(self, events: bytes) -> bytes:
         relayed = self.facts.feed(events) if events else b""
         if self.facts.error is not None:
             self._failure = self.facts.error
-        elif not data and self._failure is None:
-            relayed += self._honest_end()
         return relayed
 
     async def _piece(self) -> bytes:
@@ -236,9 +272,12 @@ async def relay(
     Raises an UpstreamError when the stream was cut, ClientDisconnected when nobody reads it.
     """
     lane = ChunkLane(exchange, listener) if listener is not None else None
+    is_plain = lane is None and capture is None
     while events := await stream.read():
         note_event()
         await _pass_on(lane.feed(events) if lane else events, client, capture)
+        if is_plain and isinstance(stream, UpstreamEvents):
+            await stream.pour(client.write_at_once)
     if lane:
         await _pass_on(lane.finish(), client, capture)
     await client.end_stream()

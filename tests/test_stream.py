@@ -91,6 +91,9 @@ class RecordingClient:
         self.is_open = True
         self.writes.append(data)
 
+    def write_at_once(self, data: bytes) -> bool:
+        return False
+
     async def end_stream(self) -> None:
         self.has_ended = True
 

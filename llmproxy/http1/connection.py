@@ -197,8 +197,8 @@ class Connection(asyncio.Protocol):
         reader = self._reader
         if not response.status and reader.head is not None:
             response.status, response.headers = reader.head
-        if reader.pieces:
-            response.add(reader.take())
+        if reader.pieces and not response.add(reader.take()) and not reader.is_complete:
+            return
         if reader.is_complete:
             self._complete(response)
         elif response.buffered_bytes > _MAX_BUFFERED_BYTES and not self._is_reading_paused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from llmproxy.errors import UpstreamError
@@ -36,7 +36,7 @@ class Response:
     """
 
     __slots__ = (
-        "_buffered", "_carrier", "_error", "_has_begun", "_loop", "_waiter",
+        "_buffered", "_carrier", "_error", "_has_begun", "_loop", "_sink", "_sink_error", "_waiter",
         "buffered_bytes", "headers", "is_over", "status", "timers",
     )  # fmt: skip
 
@@ -52,6 +52,8 @@ class Response:
         self._has_begun = False
         self._error: UpstreamError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
+        self._sink_error: Exception | None = None
 
     async def head(self) -> None:
         """Wait for status and headers. Raises an UpstreamError."""
@@ -72,6 +74,23 @@ class Response:
             await self.wait()
         self._has_begun = True
         return self._take()
+
+    async def pour(self, sink: Callable[[bytes], bool]) -> None:
+        """Give what comes to `sink` at once, until it says False, something has to be read, or nothing more comes.
+
+        A piece is given as it is received, without a turn of the event loop and a task in between. What `sink` raises
+        is raised here.
+        """
+        if self._buffered or self._error is not None or self.is_over:
+            return
+        self.timers.next_gap(self._loop.time())
+        self._sink = sink
+        try:
+            await self.wait()
+        finally:
+            self._sink = None
+        if self._sink_error is not None:
+            raise self._sink_error
 
     def abort(self, error: UpstreamError) -> None:
         """Make the pending read, and every later one, raise `error`."""
@@ -111,10 +130,13 @@ class Response:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def add(self, piece: bytes) -> None:
-        """Some of the body is there."""
+    def add(self, piece: bytes) -> bool:
+        """Some of the body is there: whether there is anything to wake up for."""
+        if self._sink is not None:
+            return self._pour(piece)
         self._buffered.append(piece)
         self.buffered_bytes += len(piece)
+        return True
 
     def complete(self) -> None:
         """All of the body is there."""
@@ -125,6 +147,16 @@ class Response:
         self._error = error
         self.is_over = True
         self.wake()
+
+    def _pour(self, piece: bytes) -> bool:
+        self.timers.next_gap(self._loop.time())
+        try:
+            if self._sink is not None and self._sink(piece):
+                return False
+        except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+            self._sink_error = error
+        self._sink = None
+        return True
 
     def _take(self) -> bytes:
         buffered = self._buffered
