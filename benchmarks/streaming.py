@@ -50,7 +50,7 @@ async def _measure(scale: Scale) -> None:
 
 
 def _loads(seconds: float) -> Iterator[tuple[str, Load]]:
-    for count, gap_ms in ((100, 5), (500, 100), (2_000, 500)):
+    for count, gap_ms in ((100, 5), (500, 5), (500, 100), (2_000, 500)):
         yield f"{count:,} streams, an event every {gap_ms} ms", Streams(count, int(seconds * 1000 / gap_ms), gap_ms)
 
 

@@ -115,7 +115,12 @@ class Timers:
 
     def next_gap(self, now: float) -> None:
         """The first byte is there; wait for the next."""
-        self._wait("idle", now, self._timeouts.idle_seconds)
+        # Said for every event of a stream, and `_wait` mostly has nothing to change but the time.
+        due_at = now + self._timeouts.idle_seconds
+        if self.phase == "idle" and due_at <= self._total_at:
+            self.due_at = due_at
+        else:
+            self._wait("idle", now, self._timeouts.idle_seconds)
 
     def error(self) -> UpstreamTimeout:
         """The error for the wait that is overdue."""

@@ -55,12 +55,14 @@ class HastyClient(RecordingClient):
 
     def __init__(self, takes: Iterator[bool]) -> None:
         super().__init__()
+        self.at_once: list[bytes] = []
         self._takes = takes
 
     def write_at_once(self, data: bytes) -> bool:
         """Whether it was its turn."""
         if not next(self._takes):
             return False
+        self.at_once.append(data)
         self.writes.append(data)
         return True
 
@@ -131,8 +133,17 @@ async def test_events_are_not_read_while_they_pass() -> None:
     assert response.reads == 2
 
 
-async def test_what_is_captured_for_the_audit_is_read() -> None:
-    """Whoever listens, be it the audit, hears every event."""
+async def test_several_events_in_a_piece_are_read() -> None:
+    """A gateway that is behind gathers what comes, and writes it together."""
+    response = PouringResponse(ROLE, HELLO + WORLD, HELLO, STOP + DONE)
+    client = HastyClient(ALWAYS)
+    await relay(make_exchange(), UpstreamEvents(response, None, StreamFacts(hide_usage=True)), client, None, None)
+    assert client.writes == [ROLE, HELLO + WORLD, HELLO, STOP + DONE]
+    assert client.at_once == [HELLO, STOP + DONE]
+
+
+async def test_what_somebody_listens_to_is_read() -> None:
+    """Whoever listens hears every event."""
     response = PouringResponse(*ANSWER)
     events = UpstreamEvents(response, None, StreamFacts(hide_usage=True))
     client = HastyClient(ALWAYS)

@@ -133,7 +133,7 @@ class Response:
     def add(self, piece: bytes) -> bool:
         """Some of the body is there: whether there is anything to wake up for."""
         if self._sink is not None:
-            return self._pour(piece)
+            return self._pour(self._sink, piece)
         self._buffered.append(piece)
         self.buffered_bytes += len(piece)
         return True
@@ -148,10 +148,10 @@ class Response:
         self.is_over = True
         self.wake()
 
-    def _pour(self, piece: bytes) -> bool:
+    def _pour(self, sink: Callable[[bytes], bool], piece: bytes) -> bool:
         self.timers.next_gap(self._loop.time())
         try:
-            if self._sink is not None and self._sink(piece):
+            if sink(piece):
                 return False
         except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
             self._sink_error = error
