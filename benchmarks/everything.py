@@ -10,6 +10,7 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from types import MappingProxyType
 from typing import Final
 
 import uvloop
@@ -38,7 +39,7 @@ _PLUGINS: Final[Mapping[str, str]] = {
 }
 # Caching is off and redaction is not chosen by everybody: what they save or cost depends on what is asked.
 _EVERYTHING: Final = ("budgets", "rate_limits", "routing", "fallback")
-
+_NO_EDITS: Final[Mapping[str, str]] = MappingProxyType({})
 
 _COLUMNS: Final = (
     Beside("answers/s", rate, (NGINX, RELAY, OFF)),
@@ -75,11 +76,13 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
 
 
 @asynccontextmanager
-async def proxies(numbers: Iterator[int], *, alone: bool = False) -> AsyncIterator[Sequence[Subject]]:
-    """Plain proxies and gateways, each on its core and warm."""
+async def proxies(
+    numbers: Iterator[int], *, alone: bool = False, edits: Mapping[str, str] = _NO_EDITS
+) -> AsyncIterator[Sequence[Subject]]:
+    """Plain proxies and gateways, these with some edits of their configuration, each on its core and warm."""
     with ExitStack() as stack:
         _, upstream_port = stack.enter_context(running("benchmarks.upstream"))
-        subjects = [*_plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, alone=alone)]
+        subjects = [*_plain_proxies(stack, upstream_port), *gateways(stack, upstream_port, edits, alone=alone)]
         await prepare(subjects, numbers)
         yield subjects
 
@@ -93,13 +96,15 @@ def _plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
     yield Subject(RELAY, port, process)
 
 
-def gateways(stack: ExitStack, upstream_port: int, *, alone: bool) -> Iterator[Subject]:
+def gateways(
+    stack: ExitStack, upstream_port: int, edits: Mapping[str, str] = _NO_EDITS, *, alone: bool
+) -> Iterator[Subject]:
     """A gateway without plugins, one with everything on and, if wanted, one for each plugin."""
     wanted = {OFF: "plugins: []", ON: everything()}
     if alone:
         wanted |= {f"llmproxy, {name}": _enabled([name]) for name in _PLUGINS if name in installed()}
     for name, plugins in wanted.items():
-        yield stack.enter_context(gateway(name, upstream_port, plugins))
+        yield stack.enter_context(gateway(name, upstream_port, plugins, edits))
 
 
 def everything() -> str:

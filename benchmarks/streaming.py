@@ -35,15 +35,18 @@ def main() -> None:
     """Measure, and print as the figures come."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description="Measure many streams.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--event-loop", choices=("asyncio", "uvloop"), default="asyncio", help="the gateways' own")
+    arguments = parser.parse_args()
     # Each stream takes two files of its worker, and one of each end.
     allow_open_files()
     say_if_missing()
-    uvloop.run(_measure(QUICK if parser.parse_args().quick else FULL))
+    uvloop.run(_measure(QUICK if arguments.quick else FULL, arguments.event_loop))
 
 
-async def _measure(scale: Scale) -> None:
+async def _measure(scale: Scale, event_loop: str) -> None:
     numbers = itertools.count(1)
-    async with proxies(numbers) as subjects:
+    edits = {"workers: 1": f"workers: 1, event_loop: {event_loop}"}
+    async with proxies(numbers, edits=edits) as subjects:
         for title, load in _loads(scale.seconds):
             samples = await rounds(dict.fromkeys(subjects, load), scale.rounds, numbers)
             print_table(title, samples, _COLUMNS)
