@@ -81,6 +81,16 @@ async def _set_up(connection: AnyConnection) -> None:
         )
 
 
+@contextmanager
+def _or_terminated(connection: AnyConnection) -> Iterator[None]:
+    # Cancelled between the two, nobody knows whether it is in a transaction, the driver least of all.
+    try:
+        yield
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
+
+
 class PostgresConnection:
     """A pooled connection inside a transaction."""
 
@@ -264,7 +274,7 @@ class Postgres:
         """Several statements, all or nothing. Raises StorageError."""
         async with self._acquired() as connection:
             transaction = connection.transaction()
-            with storage_errors():
+            with storage_errors(), _or_terminated(connection):
                 await transaction.start()
             try:
                 yield PostgresConnection(connection)
@@ -272,7 +282,7 @@ class Postgres:
                 with suppress(StorageError), storage_errors():
                     await transaction.rollback()
                 raise
-            with storage_errors():
+            with storage_errors(), _or_terminated(connection):
                 await transaction.commit()
 
     async def execute(self, query: str, *args: object) -> None:

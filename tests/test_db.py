@@ -64,6 +64,31 @@ async def test_a_transaction_is_all_or_nothing(database: Postgres) -> None:
     assert await database.fetch("SELECT n FROM t") == [{"n": 2}]
 
 
+async def test_a_transaction_that_is_cancelled_leaves_nothing_behind(database: Postgres) -> None:
+    """At whatever step it happens, nothing of it stays, the event loop hears of no error, and the pool works on."""
+    await database.execute("CREATE TABLE t (n int)")
+    complaints: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context["message"]))
+
+    async def write() -> None:
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO t VALUES (1)")
+
+    begun = written = 0
+    while written < 5:
+        task = loop.create_task(write())
+        for _ in range(begun * 3):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        begun += 1
+        written += not task.cancelled()
+    assert complaints == []
+    # A commit may be through before its cancellation, so there may be more rows than were told of.
+    assert written <= len(await database.fetch("SELECT n FROM t")) < begun
+
+
 async def test_a_batch_is_all_or_nothing(database: Postgres) -> None:
     """One bad row of execute_many leaves none."""
     await database.execute("CREATE TABLE t (n int PRIMARY KEY)")
