@@ -10,7 +10,6 @@ import argparse
 import itertools
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from types import MappingProxyType
 from typing import Final
 
 import uvloop
@@ -18,7 +17,7 @@ import uvloop
 from benchmarks.load import WholeAnswers
 from benchmarks.nginx import PROGRAM, nginx, say_if_missing
 from benchmarks.processes import running
-from benchmarks.quotas import budgets, gateway, limits
+from benchmarks.quotas import NO_EDITS, budgets, gateway, limits
 from benchmarks.report import RELAY, database_microseconds, rate, wait, worker_microseconds
 from benchmarks.rounds import Beside, Scale, over_starts, prepare, print_table
 from benchmarks.subjects import Subject
@@ -39,7 +38,6 @@ _PLUGINS: Final[Mapping[str, str]] = {
 }
 # Caching is off and redaction is not chosen by everybody: what they save or cost depends on what is asked.
 _EVERYTHING: Final = ("budgets", "rate_limits", "routing", "fallback")
-_NO_EDITS: Final[Mapping[str, str]] = MappingProxyType({})
 
 _COLUMNS: Final = (
     Beside("answers/s", rate, (NGINX, RELAY, OFF)),
@@ -77,7 +75,7 @@ async def _measure(scale: Scale, *, alone: bool) -> None:
 
 @asynccontextmanager
 async def proxies(
-    numbers: Iterator[int], *, alone: bool = False, edits: Mapping[str, str] = _NO_EDITS
+    numbers: Iterator[int], *, alone: bool = False, edits: Mapping[str, str] = NO_EDITS
 ) -> AsyncIterator[Sequence[Subject]]:
     """Plain proxies and gateways, these with some edits of their configuration, each on its core and warm."""
     with ExitStack() as stack:
@@ -97,7 +95,7 @@ def _plain_proxies(stack: ExitStack, upstream_port: int) -> Iterator[Subject]:
 
 
 def gateways(
-    stack: ExitStack, upstream_port: int, edits: Mapping[str, str] = _NO_EDITS, *, alone: bool
+    stack: ExitStack, upstream_port: int, edits: Mapping[str, str] = NO_EDITS, *, alone: bool
 ) -> Iterator[Subject]:
     """A gateway without plugins, one with everything on and, if wanted, one for each plugin."""
     wanted = {OFF: "plugins: []", ON: everything()}

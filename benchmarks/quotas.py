@@ -25,6 +25,7 @@ _SCOPES: Final = ("workspace", "key", "model", "[workspace, feature]")
 _BUDGET: Final = "usd: 100000, window: month"
 _LIMIT: Final = "requests: 1000000000, window: minute"
 _NO_PLUGINS: Final = "plugins: []"
+NO_EDITS: Final[Mapping[str, str]] = MappingProxyType({})
 _COLUMNS: Final = (
     Beside("a second", rate, (OFF,)),
     Beside("CPU µs", worker_microseconds, (OFF,)),
@@ -94,7 +95,7 @@ def gateway(
     name: str,
     upstream_port: int,
     plugins: str,
-    edits: Mapping[str, str] = MappingProxyType({}),
+    edits: Mapping[str, str] = NO_EDITS,
     program: str = "llmproxy",
 ) -> Iterator[Subject]:
     """A gateway with these plugins, further edits of its configuration and a database of its own.

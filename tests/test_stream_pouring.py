@@ -249,17 +249,17 @@ async def test_what_goes_wrong_with_a_piece_is_raised_where_it_is_waited_for(tra
 
 async def test_a_silent_provider_is_a_timeout_while_it_pours(transport: HTTP1Transport) -> None:
     """Each piece begins the wait for the next anew, and no later one than the last."""
-    async with providing(transport, idle_seconds=0.4) as provider:
+    async with providing(transport, idle_seconds=0.8) as provider:
         bucket = Bucket(provider.response)
         began = asyncio.get_running_loop().time()
         for _ in range(4):
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.25)
             provider.send(b"a")
         await bucket.poured
         with pytest.raises(UpstreamTimeout) as caught:
             await provider.response.read()
         assert (bucket.content, caught.value.phase) == (b"aaaa", "idle")
-        assert asyncio.get_running_loop().time() - began >= 1.2
+        assert asyncio.get_running_loop().time() - began >= 1.8
 
 
 async def test_a_cut_ends_what_pours(transport: HTTP1Transport) -> None:
