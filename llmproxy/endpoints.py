@@ -17,6 +17,7 @@ from llmproxy.request import Document, Operation
 from llmproxy.services import Database, Router, RouteRequest, Tasks
 
 _DATABASE_SECONDS: Final = 1.0
+_NAMES_AT_ONCE: Final = 50
 
 Authenticate = Callable[[RouteRequest], Awaitable[Principal]]
 
@@ -53,7 +54,12 @@ class ModelEndpoints:
     async def list_models(self, request: RouteRequest) -> Answer:
         """Every model the key may use."""
         principal = await self._authenticate(request)
-        models = [self._model(name, self._catalogue.targets(name)) for name in self._catalogue.names(principal)]
+        models = []
+        for name in self._catalogue.names(principal):
+            models.append(self._model(name, self._catalogue.targets(name)))
+            if len(models) % _NAMES_AT_ONCE == 0:
+                # Thousands of names take as long as a hundred requests, which may go on meanwhile.
+                await asyncio.sleep(0)
         return json_answer({"object": "list", "data": models})
 
     async def show_model(self, request: RouteRequest) -> Answer:

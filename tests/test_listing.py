@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -158,3 +159,17 @@ async def test_the_list_keeps_openais_form(proxy: StartProxy) -> None:
         # One that is not listed is described all the same.
         one: Any = (await sdk.models.retrieve("openai/ft:gpt-4o-mini-2024-07-18:acme")).to_dict()
         assert one["llmproxy"]["targets"] == ["openai/ft:gpt-4o-mini-2024-07-18:acme"]
+
+
+async def test_a_long_list_lets_others_go_on(proxy: StartProxy) -> None:
+    """While thousands of models are listed for one, others are answered."""
+    config = {"providers": {"upstream": {"models": [f"model-{number}" for number in range(6_000)]}}}
+    async with proxy(config=config) as client:
+        # The first list looks everything up.
+        assert len((await client.request("GET", "/v1/models")).document["data"]) > 6_000
+        listed = asyncio.get_running_loop().create_task(client.request("GET", "/v1/models"))
+        others = 0
+        while not listed.done():
+            assert (await client.request("GET", "/health/live")).status == 200
+            others += 1
+        assert others >= 5
