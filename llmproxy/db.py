@@ -83,7 +83,7 @@ async def _set_up(connection: AnyConnection) -> None:
 
 @contextmanager
 def _or_terminated(connection: AnyConnection) -> Iterator[None]:
-    # Cancelled between the two, nobody knows whether it is in a transaction, the driver least of all.
+    # Cancelled as a transaction begins or ends, nobody knows whether it is in one, the driver least of all.
     try:
         yield
     except asyncio.CancelledError:

@@ -65,7 +65,7 @@ async def test_a_transaction_is_all_or_nothing(database: Postgres) -> None:
 
 
 async def test_a_transaction_that_is_cancelled_leaves_nothing_behind(database: Postgres) -> None:
-    """At whatever step it happens, nothing of it stays, the event loop hears of no error, and the pool works on."""
+    """At whatever step: the event loop hears of no error, the pool works on, and only what was committed stays."""
     await database.execute("CREATE TABLE t (n int)")
     complaints: list[str] = []
     loop = asyncio.get_running_loop()
