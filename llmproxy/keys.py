@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -71,6 +71,9 @@ class Workspace:
     bodies_retention_days: int | None = None
 
 
+_NO_SETTINGS: Final = Workspace()
+
+
 class KeyRing:
     """Every key and workspace, from the configuration and from Postgres, answered from memory.
 
@@ -85,7 +88,8 @@ class KeyRing:
         self._clock = clock
         self._tables = KeyTables(queries, clock, log, snapshot, self._forget)
         self._sections: Mapping[str, WorkspaceConfig] = {}
-        self._configured_keys: Mapping[str, Principal] = {}
+        # The workspace and id of each, by its hash.
+        self._configured_keys: Mapping[str, tuple[str, str]] = {}
         self._workspaces: Mapping[str, Workspace] = {}
         # Keys by their hashes, each made when it is first used.
         self._keys: dict[str, VirtualKey] = {}
@@ -94,7 +98,7 @@ class KeyRing:
         """Take over the workspaces and keys of a configuration, instead of the last one's. Cannot fail."""
         self._sections = sections
         self._configured_keys = {
-            key_hash(key.get_secret_value()): Principal(name, f"config:{name}:{number}")
+            key_hash(key.get_secret_value()): (name, f"config:{name}:{number}")
             for name, section in sections.items()
             for number, key in enumerate(section.keys, 1)
         }
@@ -154,28 +158,30 @@ class KeyRing:
         if document is not None:
             key = self._stored_key(orjson.loads(document))
         elif (configured := self._configured_keys.get(sha256)) is not None:
-            key = VirtualKey(self._settled(configured))
+            settings = self._settings(configured[0])
+            key = VirtualKey(Principal(*configured, workspace_models=settings.models, region=settings.region))
         else:
             return None
         self._keys[sha256] = key
         return key
 
-    def _settled(self, principal: Principal) -> Principal:
-        """A principal with what is set about its workspace."""
-        settings = self._workspaces.get(principal.workspace, Workspace())
-        return replace(principal, workspace_models=settings.models, region=settings.region)
+    def _settings(self, workspace: str) -> Workspace:
+        return self._workspaces.get(workspace, _NO_SETTINGS)
 
     def _stored_key(self, row: Document) -> VirtualKey:
+        settings = self._settings(row["workspace"])
         principal = Principal(
             row["workspace"],
             row["id"],
             key_name=row["name"],
             models=tuple(row["models"]),
+            workspace_models=settings.models,
+            region=settings.region,
             feature=row["feature"],
             user=row["user_id"],
         )
         expires_at = datetime.fromisoformat(row["expires_at"]) if row["expires_at"] else None
-        return VirtualKey(self._settled(principal), expires_at, revoked=row["revoked_at"] is not None)
+        return VirtualKey(principal, expires_at, revoked=row["revoked_at"] is not None)
 
 
 def _configured(section: WorkspaceConfig) -> Workspace:
