@@ -36,7 +36,7 @@ class Notes:
 
     def add(self, sentence: str, path: KeyPath = (), position: Position | None = None) -> None:
         """Note a mistake."""
-        shown = ".".join(step if step.isprintable() else ascii(step) for step in map(str, path))
+        shown = ".".join(map(_shown, map(str, path)))
         self._mistakes.add((position or self.position(path), shown, sentence))
 
     def add_unreadable(self, sentence: str, path: KeyPath) -> None:
@@ -65,6 +65,11 @@ class Notes:
             ": ".join(filter(None, (f"{self.name}:{line}:{column}", path, sentence)))
             for (line, column), path, sentence in sorted(self._mistakes)
         )
+
+
+def _shown(step: str) -> str:
+    """A key as a mistake names it: in quotes where it could not be seen otherwise."""
+    return step if step and step.isprintable() and step == step.strip() else ascii(step)
 
 
 _PLAIN: Final = "plain"

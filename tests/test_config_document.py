@@ -162,6 +162,8 @@ def test_what_only_begins_like_a_variable_is_a_mistake(text: str) -> None:
         ("server: {host: 1}", "1:10: server.host: must be text, not a number; put it in quotes"),
         ("server: {prot: 1}", "1:10: server.prot: is not a key that may stand here (did you mean 'port'?)"),
         ("server: {zzz: 1}", "1:10: server.zzz: is not a key that may stand here"),
+        ('server: {" ": 1}', "1:10: server.' ': is not a key that may stand here"),
+        ('"": 1', "1:1: '': is not a key that may stand here"),
         ("server: 5", "1:1: server: must be a section of keys, not a number"),
         ("sever: {}", "1:1: sever: is not a key that may stand here (did you mean 'server'?)"),
         ("server: {tls: {key_file: a}}", "1:10: server.tls.certificate_file: is missing"),

@@ -192,6 +192,7 @@ def _lowered(fields: Mapping[str, str]) -> Sequence[tuple[str, str]]:
 @example(wire=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 \r\nab\r\n0\r\n\r\n", cuts=[])
 @example(wire=b"HTTP/1.1 200\r\nX: \r\nX:\r\r\nContent-Length: 0\r\n\r\n", cuts=[])
 @example(wire=b"HTTP/1.1 200\r\nX: \r\nContent-Length:\r 0\r\n\r\n", cuts=[])
+@example(wire=b"HTTP/1.1 200\r\nX: \x7f\nX: \r\nContent-Length: 0\r\n\r\n", cuts=[])
 def test_the_same_verdict_as_aiohttps(wire: bytes, cuts: list[int]) -> None:
     """What ours accepts, aiohttp's reads alike; what ours alone refuses has one of the reasons above."""
     verdict, read = ours(_cut(wire, cuts))

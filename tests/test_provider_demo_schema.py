@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import orjson
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmproxy.providers.demo_models import tokens
@@ -23,6 +25,7 @@ schemas = st.recursive(
                     "required",
                     "enum",
                     "minimum",
+                    "exclusiveMinimum",
                     "minItems",
                     "minLength",
                     "$ref",
@@ -39,9 +42,12 @@ schemas = st.recursive(
 
 @settings(max_examples=200)
 @given(schemas)
+@example({"enum": [-(2**63) - 1]})
+@example({"type": "integer", "exclusiveMinimum": 2**64 - 1})
 def test_no_schema_breaks_the_demo(schema: object) -> None:
     """Whatever a client calls a schema, some JSON comes of it."""
-    assert orjson.dumps(example_of(schema))
+    sent = orjson.loads(json.dumps(schema))
+    assert orjson.dumps(example_of(sent))
 
 
 def test_a_schema_without_end_ends() -> None:

@@ -169,9 +169,10 @@ def _head(raw: bytes) -> ResponseHead:
         raise MalformedResponseError("The answer is not HTTP/1.")
     if b"\r\n " in raw or b"\r\n\t" in raw or b"\0" in raw:
         raise MalformedResponseError("The head has a folded line or a NUL in it.")
-    if raw.count(b"\r") != raw.count(b"\r\n"):
-        # Where it comes in two pieces, llhttp may take it for a part of the value or for the end of it.
-        raise MalformedResponseError("The head has a carriage return in the middle of a line.")
+    line_ends = raw.count(b"\r\n")
+    if raw.count(b"\r") != line_ends or raw.count(b"\n") != line_ends:
+        # Going by what is beside it, or by the pieces it comes in, llhttp takes it for a part of the value or its end.
+        raise MalformedResponseError("The head has a carriage return, or a line feed, in the middle of a line.")
     lines = raw.decode("utf-8", "surrogateescape").split("\r\n")
     if len(lines) > MAX_FIELDS + 3:
         raise MalformedResponseError(f"The head has more than {MAX_FIELDS} fields.")

@@ -11,6 +11,7 @@ _MAX_DEPTH: Final = 20
 _MAX_VALUES: Final = 1000
 _MAX_ITEMS: Final = 10
 _MAX_LENGTH: Final = 1000
+_MAX_INTEGER: Final = 2**64 - 1
 _FORMATS: Final = {
     "date-time": "2026-01-01T00:00:00Z",
     "date": "2026-01-01",
@@ -108,7 +109,8 @@ def _number(schema: dict[str, Any]) -> int | float:
     if isinstance(least := schema.get("minimum"), int | float):
         value = max(value, least)
     if isinstance(under := schema.get("exclusiveMinimum"), int | float):
-        value = max(value, under + 1)
+        # JSON as it is written has no integer beyond 64 bits.
+        value = max(value, under + 1 if under < _MAX_INTEGER else float(under + 1))
     if isinstance(most := schema.get("maximum"), int | float):
         value = min(value, most)
     return value
