@@ -23,6 +23,10 @@ STRICTER: Final = {
     "a folded field": rb"\r\n[ \t]",
     "a space before a colon": rb"\r\n[^:\r\n]*[ \t]:",
     "a control character in the head, or in a chunk's extension": rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]",
+    # Of sizes that are drawn here; its last byte may be a carriage return.
+    "a chunk that ends in a bare line feed": b"|".join(
+        rb"\n0*%d(;[^\r\n]*)?\r\n(?s:.){%d}\n" % (size, size) for size in range(1, 9)
+    ),
     "a space behind a chunk's size": rb"[0-9a-fA-F][ \t]+(\r\n|;)",
     "a transfer coding other than one chunked": rb"(?i)transfer-encoding:(?![ \t]*chunked[ \t]*\r\n)"
     rb"|transfer-encoding:(.|\n)*transfer-encoding:",
@@ -192,6 +196,7 @@ def _lowered(fields: Mapping[str, str]) -> Sequence[tuple[str, str]]:
 @example(wire=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2 \r\nab\r\n0\r\n\r\n", cuts=[])
 @example(wire=b"HTTP/1.1 200\r\nX: \r\nX:\r\r\nContent-Length: 0\r\n\r\n", cuts=[])
 @example(wire=b"HTTP/1.1 200\r\nX: \r\nContent-Length:\r 0\r\n\r\n", cuts=[])
+@example(wire=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\r\n0\r\n\r\n", cuts=[])
 @example(wire=b"HTTP/1.1 200\r\nX: \x7f\nX: \r\nContent-Length: 0\r\n\r\n", cuts=[])
 def test_the_same_verdict_as_aiohttps(wire: bytes, cuts: list[int]) -> None:
     """What ours accepts, aiohttp's reads alike; what ours alone refuses has one of the reasons above."""
