@@ -11,6 +11,9 @@ SYSTEM_PARTS :=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# No deps: a lock lists everything, and a pip that resolves again takes the newest release of what is asked for by an
+# extra, whatever is locked. `check` says if a lock misses something.
+LOCKED := install --quiet --require-hashes --no-deps
 # What an installation is made from; installed in place, so that only its metadata can go stale.
 METADATA := pyproject.toml llmproxy/__init__.py
 # Other gateways, which only their own benchmark needs.
@@ -75,12 +78,14 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.made requirements/runtime.txt requirements/build.txt $(METADATA)
-	$(PIP) install --quiet --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	$(PIP) $(LOCKED) -r requirements/runtime.txt -r requirements/build.txt
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) check --quiet
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
-	$(PIP) install --quiet --require-hashes -r requirements/dev.txt
+	$(PIP) $(LOCKED) -r requirements/dev.txt
+	@$(PIP) check --quiet
 	@touch $@
 
 tests/node/node_modules/.package-lock.json: $(VENV)/.dev tests/node/package.json tests/node/package-lock.json
